@@ -1,0 +1,5 @@
+"""Arithmetic on a configuration: parameters, FLOPs, bytes, machines, and the Bill.
+
+Plain Python on a ``ModelConfig``: no tensor, no GPU, no model is ever built. What needs a
+machine's speed takes it from ``hardware``, where every figure carries its source.
+"""

@@ -1,0 +1,26 @@
+"""The Bill: a running ledger that ends in the article's $5.5 million, or does not.
+
+Every notebook enters one line, computed from the released model's configuration. To add notebook
+NN write ``line_NN`` in ``lines.py`` under ``@entry("NN")`` and export it here; ``show`` and
+``figure`` follow.
+"""
+
+from __future__ import annotations
+
+from minids3.sim.bill.draw import figure
+from minids3.sim.bill.ledger import ENTRIES, Ledger, Line, entry, lines, show
+from minids3.sim.bill.lines import PUBLISHED, line_00, line_01, line_02
+
+__all__ = [
+    "ENTRIES",
+    "PUBLISHED",
+    "Ledger",
+    "Line",
+    "entry",
+    "figure",
+    "line_00",
+    "line_01",
+    "line_02",
+    "lines",
+    "show",
+]
