@@ -1,0 +1,128 @@
+"""``check``: the reader's side of an exercise.
+
+Interactively it prints a checklist and never raises. Under pytest (nbval) or MINIDS3_STRICT=1 a
+failure raises ``CheckFailed``, so that the cell fails, but only after the function to go on with is
+in the notebook's namespace, so that no later cell does.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from minids3.course import progress
+from minids3.course.checker import Report, run_check
+from minids3.course.registry import Exercise, get
+
+__all__ = ["CheckFailed", "check", "format_report", "placeholder"]
+
+_WIDTH = 92
+
+
+class CheckFailed(Exception):
+    """A check failed under pytest; its message is the short version of the checklist."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the message alone, no paths of this machine."""
+        return [f"CheckFailed: {self}"]
+
+
+def check(id: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Check ``fn`` against exercise ``id``, print a checklist, and return what to go on with.
+
+    Args:
+        id: of the exercise.
+        fn: the reader's function.
+
+    Returns:
+        ``fn`` if every item passed, else the library's function of the same kind.
+
+    Raises:
+        KeyError: no such exercise.
+        CheckFailed: only under pytest or with MINIDS3_STRICT=1, when an item failed.
+    """
+    exercise = get(id)
+    report = run_check(exercise, fn)
+    progress.record(exercise, report.passed, len(report.items))
+    print(format_report(exercise, report))
+    chosen = fn if report.ok else exercise.library
+    if not report.ok and strict():
+        _into_namespace(exercise.name, chosen)
+        bad = next(i for i in report.items if i.status == "no")
+        raise CheckFailed(
+            f"{id}: {report.passed} of {len(report.items)}. {bad.label}: {bad.reason}"
+        )
+    return chosen
+
+
+def strict() -> bool:
+    """Whether a failed check is an error: under pytest, or when MINIDS3_STRICT is set."""
+    return "PYTEST_VERSION" in os.environ or os.environ.get("MINIDS3_STRICT", "0") not in ("", "0")
+
+
+def format_report(exercise: Exercise, report: Report) -> str:
+    """Return the checklist as text; the same for the same answers."""
+    lines = [f"{report.id}   {report.passed} of {len(report.items)}"]
+    told = False
+    for item in report.items:
+        if item.status == "ok":
+            lines.append(f"  ok    {item.label}")
+        elif item.status == "not reached":
+            lines.append(f"  no    {item.label} (not reached)")
+        else:
+            text = f"{item.label}: {item.reason}" if item.reason else item.label
+            lines += _wrap("  no    ", text)
+            if report.diagnosis and not told:
+                lines += _wrap("        ", report.diagnosis)
+                told = True
+    if report.ok:
+        lines.append(f"The notebook goes on with your {exercise.name}.")
+    else:
+        lines.append(
+            f'hint("{exercise.id}") has a question for you. '
+            "The notebook goes on with the library's version."
+        )
+    return "\n".join(lines)
+
+
+def _wrap(prefix: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=prefix,
+        subsequent_indent=" " * 8,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _shell() -> Any:
+    try:
+        from IPython.core.getipython import get_ipython
+    except ImportError:
+        return None
+    return get_ipython()
+
+
+def _into_namespace(name: str, value: Any) -> None:
+    shell = _shell()
+    if shell is not None:
+        shell.user_ns[name] = value
+
+
+def placeholder(exercise: Exercise) -> Callable[..., Any]:
+    """Return a function that stands in until the reader's cell has defined one.
+
+    Without it a cell with a syntax error would leave the name undefined and stop every later cell.
+    """
+
+    def missing(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"{exercise.name} is not defined. Run the cell above, and see that it ends without an "
+            "error"
+        )
+
+    missing.__name__ = exercise.name
+    return missing

@@ -1,0 +1,445 @@
+"""Run a check on a function and record what it did, item by item.
+
+A check is an ordinary function of one argument, the ``Checker``. It makes inputs from the
+checker's seeded generator, calls the reader's function only through ``call``, ``grad`` and
+``raises``, and states properties. Each statement is an item with a label; labels must not depend
+on what the reader's function returned, so that everybody sees the same list. The first failure
+ends the check (or the ``part`` it is in); items after it are "not reached".
+
+Seed 0 is what readers see. Other seeds draw other inputs and, through ``size``, other shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minids3.course.compare import (
+    describe,
+    difference,
+    dtype_name,
+    same,
+    shape_text,
+    tensor_difference,
+)
+from minids3.course.registry import Exercise
+
+__all__ = ["Checker", "Item", "Report", "run_check"]
+
+
+@dataclass
+class Item:
+    """One line of a checklist: status is "ok", "no" or "not reached"."""
+
+    label: str
+    status: str
+    reason: str = ""
+
+
+@dataclass
+class Report:
+    """The outcome of one run of a check."""
+
+    id: str
+    items: list[Item]
+    outputs: list[Any] = field(repr=False, default_factory=list)
+    diagnosis: str = ""
+    mutant: str = ""
+    stub: bool = False
+
+    @property
+    def passed(self) -> int:
+        """How many items are ok."""
+        return sum(i.status == "ok" for i in self.items)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all items are ok."""
+        return self.passed == len(self.items)
+
+
+class _Stop(Exception):
+    """Ends the check, or the part of it, after a failed item."""
+
+
+class Checker:
+    """What a check gets: seeded inputs, calls to the reader's function, and statements."""
+
+    def __init__(
+        self, id: str, fn: Callable[..., Any], seed: int = 0, labels: list[str] | None = None
+    ) -> None:
+        """Check ``fn`` for exercise ``id``; ``labels`` are those of the solution's run."""
+        self.id = id
+        self.seed = seed
+        self.items: list[Item] = []
+        self.outputs: list[Any] = []
+        self.stub = False
+        self._fn = fn
+        self._labels = labels
+        key = zlib.crc32(f"{id}:{seed}".encode())
+        self._generator = torch.Generator().manual_seed(key)
+        self._random = random.Random(key)
+
+    # inputs ------------------------------------------------------------------------------------
+
+    def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normal numbers of ``shape``."""
+        return torch.randn(shape, generator=self._generator).to(dtype)
+
+    def rand(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uniform numbers in [0, 1) of ``shape``."""
+        return torch.rand(shape, generator=self._generator).to(dtype)
+
+    def randint(self, low: int, high: int, *shape: int) -> Tensor:
+        """int64 numbers in [low, high) of ``shape``."""
+        return torch.randint(low, high, shape, generator=self._generator)
+
+    def size(self, low: int, high: int) -> int:
+        """Return a size between ``low`` and ``high``, both included."""
+        return self._random.randint(low, high)
+
+    def choice(self, options: Sequence[Any]) -> Any:
+        """Return one of ``options``."""
+        return self._random.choice(options)
+
+    # calling the reader's function -------------------------------------------------------------
+
+    def _invoke(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the function; a grader that keeps it in another process overrides this."""
+        return self._fn(*args, **kwargs)
+
+    def _guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool) -> Any:
+        """Call, turn exceptions into failures, and see that the inputs are left alone."""
+        before = None if inplace else _snapshot((args, kwargs))
+        try:
+            out = self._invoke(args, kwargs)
+        except NotImplementedError as error:
+            self.stub = True
+            self.outputs.append(("raised", "NotImplementedError"))
+            reason = str(error) or "still a stub. Write its body, then run both cells again"
+            raise _Failure(reason) from None
+        except (Exception, SystemExit) as error:
+            self.outputs.append(("raised", type(error).__name__))
+            raise _Failure(_exception_text(error, self._fn)) from error
+        if before is not None and not _unchanged(before, (args, kwargs)):
+            self.outputs.append(("modified", _snapshot(out)))
+            raise _Failure(
+                "it changed its input in place. Whoever called it still needs that input: "
+                "make a new tensor or list instead"
+            )
+        return out
+
+    def call(
+        self,
+        *args: Any,
+        label: str | None = None,
+        returns: int | None = None,
+        inplace: bool = False,
+        allow_none: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Call the reader's function and return what it returned.
+
+        With a ``label`` the call is an item of its own; without, a failure is told at the next
+        item. ``returns=2`` says that two values are expected, ``inplace=True`` that it may change
+        its arguments.
+        """
+        try:
+            out = self._guarded(args, kwargs, inplace)
+            if out is None and not allow_none:
+                self.outputs.append(None)
+                raise _Failure("it returned None. Did you forget 'return'?")
+            self.outputs.append(_snapshot(out))
+            if returns is not None and not (isinstance(out, tuple | list) and len(out) == returns):
+                raise _Failure(f"it returned {describe(out)}, expected {returns} values")
+        except _Failure as failure:
+            self._fail(label, failure.reason)
+        if label is not None:
+            self._ok(label)
+        return out
+
+    def raises(self, error: type[Exception], *args: Any, label: str, **kwargs: Any) -> None:
+        """State that calling with these arguments raises ``error``."""
+        try:
+            out = self._invoke(args, kwargs)
+        except NotImplementedError as caught:
+            self.stub = True
+            self._fail(label, str(caught) or "still a stub")
+        except error:
+            self.outputs.append(("raised", error.__name__))
+            self._ok(label)
+        except Exception as caught:
+            self.outputs.append(("raised", type(caught).__name__))
+            reason = _exception_text(caught, self._fn)
+            self._fail(label, f"{reason}, expected {error.__name__}")
+        else:
+            self.outputs.append(_snapshot(out))
+            self._fail(label, f"nothing was raised, expected {error.__name__}")
+
+    def grad(
+        self,
+        args: Sequence[Any],
+        wrt: Sequence[int],
+        expected_fn: Callable[..., Any],
+        label: str = "the gradient is right",
+        rtol: float = 1e-3,
+        atol: float = 1e-5,
+        names: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """State that gradients with respect to ``args[i] for i in wrt`` equal ``expected_fn``'s.
+
+        Both functions' outputs (a tensor or a tuple of tensors) are summed with the same random
+        weights before going backward.
+        """
+        weights: list[Tensor] = []
+
+        def backward(run: Callable[[tuple[Any, ...]], Any]) -> list[Tensor | None]:
+            leaves = tuple(
+                a.detach().clone().requires_grad_() if i in wrt else a for i, a in enumerate(args)
+            )
+            out = run(leaves)
+            outs = [o for o in (out if isinstance(out, tuple | list) else (out,)) if o is not None]
+            if not weights:
+                weights.extend(self.randn(*o.shape) for o in outs)
+            total = sum((o.float() * w).sum() for o, w in zip(outs, weights, strict=True))
+            if not total.requires_grad:  # type: ignore[union-attr]
+                return [None for _ in wrt]
+            return list(
+                torch.autograd.grad(total, [leaves[i] for i in wrt], allow_unused=True)  # type: ignore[arg-type]
+            )
+
+        want = backward(lambda leaves: expected_fn(*leaves, **kwargs))
+        try:
+            got = backward(lambda leaves: self._guarded(leaves, kwargs, False))
+        except _Failure as failure:
+            self._fail(label, failure.reason)
+        except Exception as error:
+            self._fail(label, f"going backward raised {type(error).__name__}: {_short(error)}")
+        self.outputs.append(_snapshot(got))
+        for position, (g, w) in enumerate(zip(got, want, strict=True)):
+            name = names[position] if names else f"argument {wrt[position] + 1}"
+            if w is None:
+                continue
+            if g is None:
+                self._fail(label, f"no gradient arrives at {name}: something detached it")
+            reason = tensor_difference(g, w, rtol, atol)
+            if reason:
+                self._fail(label, f"for {name}, {reason}")
+        self._ok(label)
+
+    # statements --------------------------------------------------------------------------------
+
+    def shape(
+        self, got: Any, expected: Sequence[int], name: str = "it", label: str | None = None
+    ) -> None:
+        """State that ``got`` is a tensor of shape ``expected``."""
+        label = label or f"{name} has shape {shape_text(expected)}"
+        if not isinstance(got, Tensor):
+            self._fail(label, f"it is {describe(got)}, expected a tensor")
+        if tuple(got.shape) != tuple(expected):
+            self._fail(label, f"it is {shape_text(got.shape)}")
+        self._ok(label)
+
+    def dtype(
+        self, got: Any, expected: torch.dtype, name: str = "it", label: str | None = None
+    ) -> None:
+        """State that ``got`` is a tensor of dtype ``expected``."""
+        label = label or f"{name} has dtype {dtype_name(expected)}"
+        if not isinstance(got, Tensor):
+            self._fail(label, f"it is {describe(got)}, expected a tensor")
+        if got.dtype != expected:
+            self._fail(label, f"it is {dtype_name(got.dtype)}")
+        self._ok(label)
+
+    def close(
+        self,
+        got: Any,
+        expected: Any,
+        name: str = "it",
+        label: str | None = None,
+        rtol: float = 1e-4,
+        atol: float = 1e-5,
+    ) -> None:
+        """State that numbers equal ``expected`` within ``atol + rtol * abs(expected)``."""
+        label = label or f"{name} has the right values"
+        reason = difference(got, expected, rtol, atol)
+        if reason:
+            self._fail(label, reason)
+        self._ok(label)
+
+    def equal(self, got: Any, expected: Any, name: str = "it", label: str | None = None) -> None:
+        """State that lists, strings, dicts or integer tensors are exactly ``expected``."""
+        self.close(got, expected, name, label or f"{name} is right", rtol=0, atol=0)
+
+    def true(self, condition: Any, label: str, why: str = "") -> None:
+        """State a property; ``why`` is said when it does not hold. A callable is called."""
+        try:
+            holds = bool(condition() if callable(condition) else condition)
+        except _Stop:
+            raise
+        except Exception as error:
+            self._fail(label, f"{why} ({type(error).__name__})".strip())
+        if not holds:
+            self._fail(label, why)
+        self._ok(label)
+
+    @contextlib.contextmanager
+    def part(self) -> Iterator[None]:
+        """Group items that stand on their own: a failure inside does not end the check."""
+        with contextlib.suppress(_Stop):
+            yield
+
+    # book-keeping ------------------------------------------------------------------------------
+
+    def _ok(self, label: str) -> None:
+        self.items.append(Item(label, "ok"))
+
+    def _fail(self, label: str | None, reason: str) -> Any:
+        if label is None:
+            label = self._next_label()
+        self.items.append(Item(label, "no", reason))
+        raise _Stop
+
+    def _next_label(self) -> str:
+        """Return the label of the first item of the solution's list that has no outcome yet."""
+        if self._labels is None:
+            return "runs"
+        last = self._labels.index(self.items[-1].label) if self.items else -1
+        return self._labels[min(last + 1, len(self._labels) - 1)]
+
+
+class _Failure(Exception):
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def _snapshot(value: Any) -> Any:
+    """Copy ``value`` so that nobody can change it afterwards."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) in (tuple, list):
+        return type(value)(_snapshot(v) for v in value)
+    if type(value) is dict:
+        return {k: _snapshot(v) for k, v in value.items()}
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        return value
+
+
+def _unchanged(before: Any, after: Any) -> bool:
+    try:
+        return same(before, after, 0, 0)
+    except Exception:
+        return True  # objects that cannot be compared are not inputs of the simple kind
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _exception_text(error: BaseException, fn: Callable[..., Any]) -> str:
+    """Say what was raised and at which line of the reader's function."""
+    code = getattr(fn, "__code__", None)
+    line = None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code is code:
+            line = trace.tb_lineno - code.co_firstlineno + 1  # type: ignore[union-attr]
+        trace = trace.tb_next
+    where = f" (line {line} of your function)" if line else ""
+    return f"raised {type(error).__name__}: {_short(error)}{where}"
+
+
+def _run(
+    exercise: Exercise, fn: Callable[..., Any], seed: int, labels: list[str] | None
+) -> Checker:
+    c = Checker(exercise.id, fn, seed, labels)
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            exercise.check(c)
+    except _Stop:
+        pass
+    except Exception as error:
+        if labels is None:  # the solution itself: a fault of ours, show it
+            raise
+        if not c.items or c.items[-1].status == "ok":
+            reason = (
+                "what your function returned cannot be used "
+                f"({type(error).__name__}: {_short(error)})"
+            )
+            with contextlib.suppress(_Stop):
+                c._fail(None, reason)
+    finally:
+        random.setstate(state)
+    return c
+
+
+_SOLUTIONS: dict[tuple[str, int, Any], list[str]] = {}
+_MUTANTS: dict[tuple[str, int, str, Any], Checker] = {}
+
+
+def _solution_labels(exercise: Exercise, seed: int) -> list[str]:
+    key = (exercise.id, seed, exercise.check)
+    if key not in _SOLUTIONS:
+        c = _run(exercise, exercise.solution, seed, None)
+        bad = [i for i in c.items if i.status != "ok"]
+        if bad:
+            raise AssertionError(
+                f"the solution of {exercise.id} fails its own check at {bad[0].label!r}: "
+                f"{bad[0].reason}"
+            )
+        labels = [i.label for i in c.items]
+        if len(set(labels)) != len(labels):
+            raise AssertionError(f"the check of {exercise.id} uses a label twice: {labels}")
+        _SOLUTIONS[key] = labels
+    return _SOLUTIONS[key]
+
+
+def _diagnose(exercise: Exercise, c: Checker) -> tuple[str, str]:
+    """Return name and sentence of the mutant that did the same as ``c``, or empty strings."""
+    labels = _solution_labels(exercise, c.seed)
+    for mutant in exercise.mutants:
+        key = (exercise.id, c.seed, mutant.name, exercise.check)
+        if key not in _MUTANTS:
+            _MUTANTS[key] = _run(exercise, mutant.fn, c.seed, labels)
+        twin = _MUTANTS[key]
+        statuses = [(i.label, i.status) for i in twin.items]
+        if statuses == [(i.label, i.status) for i in c.items] and same(
+            twin.outputs, c.outputs, 1e-4, 1e-6
+        ):
+            return mutant.name, mutant.diagnosis
+    return "", ""
+
+
+def run_check(exercise: Exercise, fn: Callable[..., Any], seed: int = 0) -> Report:
+    """Run the check of ``exercise`` on ``fn`` and return the whole checklist.
+
+    Nothing that ``fn`` raises comes out of here, except for ``KeyboardInterrupt``.
+    """
+    labels = _solution_labels(exercise, seed)
+    if not callable(fn):
+        items = [Item(label, "not reached") for label in labels]
+        items[0] = Item(labels[0], "no", f"you passed {describe(fn)}, not a function")
+        return Report(exercise.id, items)
+    c = _run(exercise, fn, seed, labels)
+    found = {i.label: i for i in c.items}
+    items = [found.get(label) or Item(label, "not reached") for label in labels]
+    report = Report(exercise.id, items, c.outputs, stub=c.stub)
+    if not report.ok and not c.stub:
+        report.mutant, report.diagnosis = _diagnose(exercise, c)
+    return report

@@ -1,0 +1,178 @@
+"""Compare values and say in words where they first differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "describe",
+    "difference",
+    "dtype_name",
+    "same",
+    "shape_text",
+    "tensor_difference",
+]
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as "[2, 5, 8]"."""
+    return str([int(s) for s in shape])
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return "float32" for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def describe(value: Any) -> str:
+    """Name a value in a few words: "a tensor of shape [2, 3]", "a list of 3", "None"."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {shape_text(value.shape)}"
+    if value is None:
+        return "None"
+    if isinstance(value, tuple | list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+
+
+def _pair(got: float, expected: float) -> tuple[str, str]:
+    """Format two numbers with as few digits as tell them apart."""
+    for digits in (4, 6, 9):
+        a, b = f"{got:.{digits}g}", f"{expected:.{digits}g}"
+        if a != b:
+            break
+    return a, b
+
+
+def tensor_difference(got: Tensor, expected: Tensor, rtol: float, atol: float) -> str:
+    """Return where ``got`` first differs from ``expected``, or an empty string."""
+    if tuple(got.shape) != tuple(expected.shape):
+        return f"its shape is {shape_text(got.shape)}, expected {shape_text(expected.shape)}"
+    exact = not (got.is_floating_point() or expected.is_floating_point())
+    if exact and not got.is_complex():
+        a, b = got.detach().cpu().to(torch.int64), expected.detach().cpu().to(torch.int64)
+        wrong = a != b
+    else:
+        wide = torch.complex128 if got.is_complex() or expected.is_complex() else torch.float64
+        a, b = got.detach().cpu().to(wide), expected.detach().cpu().to(wide)
+        wrong = ~torch.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
+    if not bool(wrong.any()):
+        return ""
+    index = tuple(int(i) for i in wrong.nonzero()[0])
+    x, y = a[index].item(), b[index].item()
+    where = f"at {list(index)} it is" if index else "it is"
+    if isinstance(x, float):
+        x, y = _pair(x, y)
+    tail = ""
+    if wrong.numel() > 1:
+        tail = f" ({int(wrong.sum())} of {wrong.numel()} numbers differ)"
+    return f"{where} {x}, expected {y}{tail}"
+
+
+def difference(got: Any, expected: Any, rtol: float, atol: float, where: str = "") -> str:
+    """Return in words where two nested values first differ, or an empty string."""
+    at = f"at {where} " if where else ""
+    if isinstance(got, np.ndarray | np.generic):
+        got = torch.as_tensor(got)
+    if isinstance(expected, np.ndarray | np.generic):
+        expected = torch.as_tensor(expected)
+    if isinstance(expected, Tensor):
+        if isinstance(got, bool | int | float) and expected.ndim == 0:
+            got = torch.as_tensor(got)
+        if not isinstance(got, Tensor):
+            return f"{at}it is {describe(got)}, expected a tensor"
+        text = tensor_difference(got, expected, rtol, atol)
+        return f"in {where}, {text}" if where and text else text
+    if isinstance(got, Tensor) and isinstance(expected, bool | int | float) and got.numel() == 1:
+        got = got.item()
+    if isinstance(expected, bool):
+        return "" if got == expected else f"{at}it is {_value(got)}, expected {expected}"
+    if isinstance(expected, int | float):
+        if not isinstance(got, int | float):
+            return f"{at}it is {describe(got)}, expected a number"
+        if got == expected or abs(got - expected) <= atol + rtol * abs(expected):
+            return ""
+        if isinstance(got, float) and isinstance(expected, float) and got != got != expected:
+            return "" if expected != expected else f"{at}it is nan, expected {expected:.4g}"
+        x, y = (
+            (str(got), str(expected))
+            if isinstance(got, int) and isinstance(expected, int)
+            else _pair(got, expected)
+        )
+        return f"{at}it is {x}, expected {y}"
+    if isinstance(expected, str | bytes):
+        return "" if got == expected else f"{at}it is {_value(got)}, expected {_value(expected)}"
+    if isinstance(expected, Mapping):
+        return _mapping_difference(got, expected, rtol, atol, where)
+    if isinstance(expected, tuple | list):
+        return _sequence_difference(got, expected, rtol, atol, where)
+    return "" if got == expected else f"{at}it is {_value(got)}, expected {_value(expected)}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return describe(value)
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _mapping_difference(got: Any, expected: Any, rtol: float, atol: float, where: str) -> str:
+    at = f"at {where} " if where else ""
+    if not isinstance(got, Mapping):
+        return f"{at}it is {describe(got)}, expected a dict"
+    for key in expected:
+        if key not in got:
+            return f"{at}the key {_value(key)} is missing, expected {_value(expected[key])} there"
+    for key in got:
+        if key not in expected:
+            return f"{at}there is a key {_value(key)} that should not be there"
+    for key in expected:
+        text = difference(got[key], expected[key], rtol, atol, f"{where}[{_value(key)}]")
+        if text:
+            return text
+    return ""
+
+
+def _sequence_difference(got: Any, expected: Any, rtol: float, atol: float, where: str) -> str:
+    at = f"at {where} " if where else ""
+    if isinstance(got, Tensor) and got.ndim == 1:
+        got = got.tolist()
+    if not isinstance(got, tuple | list):
+        return f"{at}it is {describe(got)}, expected {describe(expected)}"
+    for i, (g, e) in enumerate(zip(got, expected, strict=False)):
+        text = difference(g, e, rtol, atol, f"{where}[{i}]")
+        if text:
+            return text
+    if len(got) != len(expected):
+        return f"{at}its length is {len(got)}, expected {len(expected)}"
+    return ""
+
+
+def same(a: Any, b: Any, rtol: float, atol: float) -> bool:
+    """Whether two nested values are of the same kind and equal within the tolerance."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return (
+            isinstance(a, Tensor)
+            and isinstance(b, Tensor)
+            and a.dtype == b.dtype
+            and not tensor_difference(a, b, rtol, atol)
+        )
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return (
+            type(a) is type(b)
+            and len(a) == len(b)
+            and all(same(x, y, rtol, atol) for x, y in zip(a, b, strict=True))
+        )
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(same(a[k], b[k], rtol, atol) for k in a)
+    if type(a) is float and type(b) is float:
+        return a == b or (a != a and b != b) or abs(a - b) <= atol + rtol * abs(b)
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return same(torch.as_tensor(a), torch.as_tensor(b), rtol, atol)
+    return type(a) is type(b) and bool(a == b)

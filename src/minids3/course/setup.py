@@ -1,0 +1,145 @@
+"""The set-up line of a notebook: what this machine can run, what is emulated, and why.
+
+Triton must not be imported before TRITON_INTERPRET is decided, so it is looked at through the
+package metadata only.
+"""
+
+from __future__ import annotations
+
+import html
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["DeviceMatrix", "device_matrix", "setup"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the matrix; ``state`` is "yes", "emulated" or "no"."""
+
+    what: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, repr=False)
+class DeviceMatrix:
+    """What runs here, as HTML in a notebook and as text elsewhere."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+    def __repr__(self) -> str:
+        width = max(len(r.what) for r in self.rows)
+        body = [f"  {r.what:<{width}}  {r.state:<8}  {r.reason}" for r in self.rows]
+        return "\n".join([self.title, *body])
+
+    def _repr_html_(self) -> str:
+        marks = {"yes": ("#009E73", "●"), "emulated": ("#E69F00", "◐"), "no": ("#888888", "○")}
+        left = 'style="text-align:left"'
+        body = "".join(
+            f"<tr><td {left}><b>{html.escape(r.what)}</b></td>"
+            f'<td {left}><span style="color:{marks[r.state][0]}">{marks[r.state][1]}</span> '
+            f"{r.state}</td><td {left}>{html.escape(r.reason)}</td></tr>"
+            for r in self.rows
+        )
+        return f"<p>{html.escape(self.title)}</p><table><tbody>{body}</tbody></table>"
+
+
+def _version(package: str) -> str | None:
+    if importlib.util.find_spec(package) is None:
+        return None
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def device_matrix(title: str = "This machine") -> DeviceMatrix:
+    """Look at CPU, MPS, CUDA, BF16, FP8 and Triton, each with the reason for its state."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability() if cuda else (0, 0)
+    sm = f"sm_{capability[0]}{capability[1]}"
+    threads = torch.get_num_threads()
+    cpu = f"{platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
+    rows = [Row("CPU", "yes", cpu)]
+
+    if torch.backends.mps.is_available():
+        rows.append(Row("MPS", "yes", "Apple GPU; the workbook's kernels do not run on it"))
+    elif platform.system() == "Darwin":
+        rows.append(Row("MPS", "no", "this torch or this macOS has no Metal support"))
+    else:
+        rows.append(Row("MPS", "no", "only on a Mac"))
+
+    if cuda:
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        rows.append(Row("CUDA", "yes", f"{torch.cuda.get_device_name(0)}, {sm}, {memory:.0f} GiB"))
+    elif torch.version.cuda is None:
+        rows.append(Row("CUDA", "no", "this torch is built without CUDA"))
+    else:
+        rows.append(Row("CUDA", "no", "no NVIDIA GPU is visible"))
+
+    if cuda and capability >= (8, 0):
+        rows.append(Row("BF16", "yes", f"tensor cores of {sm}"))
+    else:
+        why = f"{sm} has no BF16 tensor cores" if cuda else "correct on a CPU, not faster than FP32"
+        rows.append(Row("BF16", "emulated", why))
+
+    if cuda and capability >= (8, 9):
+        rows.append(Row("FP8", "yes", f"E4M3 and E5M2 products on {sm}"))
+    else:
+        why = f"{sm} has no FP8 units" if cuda else "no GPU"
+        rows.append(Row("FP8", "emulated", f"{why}: rounded exactly, multiplied in FP32"))
+
+    rows.append(_triton(cuda, sm))
+    return DeviceMatrix(title, tuple(rows))
+
+
+def _triton(cuda: bool, sm: str) -> Row:
+    version = _version("triton")
+    interpret = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    if version is None:
+        why = "not installed"
+        if platform.system() != "Linux":
+            why += f"; there is none for {platform.system()}"
+        return Row("Triton", "no", f"{why}. Everything else works without it")
+    if cuda and not interpret:
+        return Row("Triton", "yes", f"{version}, compiled for {sm}")
+    if interpret:
+        return Row("Triton", "emulated", f"{version} in the interpreter (TRITON_INTERPRET=1)")
+    return Row("Triton", "emulated", f"{version}; without a GPU the kernel notebooks interpret it")
+
+
+def setup(notebook: str) -> DeviceMatrix:
+    """Prepare a notebook: figure style, a stand-in for each exercise, and the device matrix.
+
+    Args:
+        notebook: ``"NN_name"``.
+
+    Returns:
+        The device matrix; as the last value of a cell it is shown.
+    """
+    from minids3 import viz
+    from minids3.course.check import placeholder
+    from minids3.course.registry import exercises
+
+    viz.style.apply()
+    shell = _shell()
+    if shell is not None:
+        for exercise in exercises(notebook):
+            shell.user_ns.setdefault(exercise.name, placeholder(exercise))
+    return device_matrix(f"Notebook {notebook[:2]} is ready. What this machine can do:")
+
+
+def _shell() -> Any:
+    try:
+        from IPython.core.getipython import get_ipython
+    except ImportError:
+        return None
+    return get_ipython()
