@@ -1,7 +1,13 @@
-"""Show a figure as a small PNG that carries its alt text."""
+"""Show a figure as a small PNG that carries its alt text.
+
+The output is an HTML image, not a bare PNG: JupyterLab 4 and nbconvert's default page drop the alt
+text of an "image/png" output (no template reads it), and keep that of an HTML one.
+"""
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 from typing import Any
 
@@ -13,7 +19,7 @@ _SHORTEST = 20
 
 
 class Picture:
-    """A PNG with alt text; notebook front ends and nbconvert read it from the output's metadata."""
+    """A PNG with alt text, shown as an HTML image; the alt text is in the metadata too."""
 
     def __init__(self, png: bytes, alt: str, width: int) -> None:
         """Keep the bytes, the alt text and the width in CSS pixels."""
@@ -22,9 +28,15 @@ class Picture:
         self.width = width
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
-        """Return data and metadata: the PNG with its alt text under "image/png"."""
-        data = {"image/png": self.png, "text/plain": f"Figure: {self.alt}"}
-        return data, {"image/png": {"alt": self.alt, "width": self.width}}
+        """Return data and metadata."""
+        source = base64.b64encode(self.png).decode("ascii")
+        image = (
+            f'<img alt="{html.escape(self.alt, quote=True)}" width="{self.width}" '
+            f'style="max-width:100%;height:auto;border-radius:6px" '
+            f'src="data:image/png;base64,{source}">'
+        )
+        data = {"text/html": image, "text/plain": f"Figure: {self.alt}"}
+        return data, {"text/html": {"alt": self.alt}}
 
     def __repr__(self) -> str:
         return f"Figure: {self.alt}"

@@ -49,7 +49,7 @@ def play(fn: Callable[..., Any], *, alt: str | None = None, **controls: Any) -> 
     for widget in children.values():
         widget.observe(draw, names="value")
     draw()
-    return _make([output, *children.values()], words)
+    return _make([output, *children.values()])
 
 
 def _control(name: str, spec: Any) -> Any:
@@ -69,16 +69,17 @@ def _control(name: str, spec: Any) -> Any:
     return widget
 
 
-def _make(children: list[Any], words: str) -> Any:
+def _make(children: list[Any]) -> Any:
     import ipywidgets as widgets
 
     class Play(widgets.VBox):
         """The figure above its controls, with a text for front ends without widgets."""
 
         def __repr__(self) -> str:
+            # Front ends cut this at 110 characters.
             return (
-                f"{words}. Its controls need a live kernel: open the notebook in JupyterLab or "
-                "Colab and run this cell. The figure before it shows the same thing standing still."
+                "Its controls need a live kernel: run this cell. "
+                "The figure above shows the same, standing still."
             )
 
     return Play(children)

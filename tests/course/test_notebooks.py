@@ -1,0 +1,47 @@
+"""Every notebook of the workbook: drift, size, alt text, exercises once."""
+
+import re
+
+import nbformat
+import pytest
+
+from minids3.course.build import check, sources
+from minids3.course.registry import exercises
+
+ALL = sources()
+each = pytest.mark.parametrize("source", ALL, ids=lambda s: s.name)
+
+
+@each
+def test_no_drift(source):
+    assert list(check(source)) == []
+
+
+@each
+def test_exercises_are_used_once(source):
+    text = source.path.read_text(encoding="utf-8")
+    for exercise in exercises(source.name):
+        for kind in ("EXERCISE", "CHECK"):
+            assert len(re.findall(rf"^# {kind} {exercise.id}$", text, re.MULTILINE)) == 1
+
+
+@each
+def test_solved_notebook_is_small_and_every_picture_has_words(source):
+    assert source.solved_path.stat().st_size < 300_000
+    pictures = 0
+    for cell in nbformat.read(source.solved_path, as_version=4).cells:
+        for out in cell.get("outputs", []):
+            data = out.get("data", {})
+            assert not [m for m in data if m.startswith("image/")], "use viz.show(fig, alt=...)"
+            for tag in re.findall(r"<img\b[^>]*>", data.get("text/html", "")):
+                alt = re.search(r'alt="([^"]*)"', tag)
+                assert alt, f"a picture of cell {cell.id} has no alt text"
+                assert len(alt.group(1)) >= 20
+                pictures += 1
+    assert pictures >= 1
+
+
+@each
+def test_source_lines_are_short(source):
+    for number, line in enumerate(source.path.read_text(encoding="utf-8").splitlines(), 1):
+        assert len(line) <= 76 or "http" in line or "|" in line, f"line {number}: {len(line)}"

@@ -1,0 +1,92 @@
+"""The direction of imports, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import minids3
+
+SOURCE = Path(minids3.__file__).parent
+# An area may import those before it, itself, and what EXTRA adds.
+LAYERS = (
+    ("config", "numerics"),
+    ("ref", "kernels"),
+    ("ops",),
+    ("nn",),
+    ("model",),
+    ("train", "infer"),
+    ("viz",),
+    ("course",),
+)
+SIDE = {"data": {"config"}, "sim": {"config", "numerics"}}
+AFTER_DATA = {"train", "infer", "viz", "course"}
+BUILD_ONLY = {"jupytext", "nbformat", "nbclient", "nbconvert"}
+
+
+def imported(path):
+    """Yield dotted names of the modules that ``path`` imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute here"
+            yield node.module
+            if node.module == "minids3":
+                yield from (f"minids3.{alias.name}" for alias in node.names)
+
+
+def area(path):
+    relative = path.relative_to(SOURCE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def allowed(name):
+    if name in SIDE:
+        return SIDE[name] | {name}
+    for depth, layer in enumerate(LAYERS):
+        if name in layer:
+            below = {a for earlier in LAYERS[:depth] for a in earlier}
+            side = {"data", "sim"} if name in AFTER_DATA else set()
+            return below | side | {name}
+    raise AssertionError(f"say in tests/test_imports.py where minids3.{name} belongs")
+
+
+def test_direction():
+    wrong = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = area(path)
+        if name == "__init__" or "_data" in path.parts:
+            continue
+        for module in imported(path):
+            parts = module.split(".")
+            if parts[0] == "minids3" and len(parts) > 1 and parts[1] not in allowed(name):
+                wrong.append(f"{path.relative_to(SOURCE)} imports {module}")
+    assert wrong == []
+
+
+def test_only_kernels_import_triton_and_only_the_build_imports_jupyter_formats():
+    wrong = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        place = str(path.relative_to(SOURCE))
+        for module in imported(path):
+            top = module.split(".")[0]
+            if top == "triton" and area(path) != "kernels":
+                wrong.append(f"{place} imports triton")
+            if top == "transformers":
+                wrong.append(f"{place} imports transformers")
+            if top in BUILD_ONLY and place != "course/build.py":
+                wrong.append(f"{place} imports {top}")
+    assert wrong == []
+
+
+def test_importing_the_package_needs_neither_triton_nor_transformers():
+    code = (
+        "import sys\n"
+        "for m in ('triton', 'transformers', 'jupytext', 'nbformat', 'nbclient'):\n"
+        "    sys.modules[m] = None\n"
+        "import minids3, minids3.model, minids3.train, minids3.infer, minids3.data\n"
+        "import minids3.sim, minids3.viz, minids3.course\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
