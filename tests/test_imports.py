@@ -8,7 +8,7 @@ from pathlib import Path
 import minids3
 
 SOURCE = Path(minids3.__file__).parent
-# An area may import those before it, itself, and what EXTRA adds.
+# An area may import those before it and itself; data and sim stand beside the chain.
 LAYERS = (
     ("config", "numerics"),
     ("ref", "kernels"),
@@ -20,7 +20,7 @@ LAYERS = (
     ("course",),
 )
 SIDE = {"data": {"config"}, "sim": {"config", "numerics"}}
-AFTER_DATA = {"train", "infer", "viz", "course"}
+AFTER_DATA = {"model", "train", "infer", "viz", "course"}
 BUILD_ONLY = {"jupytext", "nbformat", "nbclient", "nbconvert"}
 
 

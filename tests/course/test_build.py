@@ -151,7 +151,8 @@ def test_nbval_fails_exactly_at_the_check_cells(tiny, home):
     student, solved = (
         nbformat.read(p, as_version=4) for p in (tiny.student_path, tiny.solved_path)
     )
-    student.cells[5].outputs = solved.cells[5].outputs
+    for field in ("outputs", "execution_count"):
+        student.cells[5][field] = solved.cells[5][field]
     nbformat.write(student, tiny.student_path)
     outcome, text = nbval(tiny.student_path, home=home)
     assert [n for n, o in sorted(outcome.items()) if o == "FAILED"] == [2]

@@ -7,6 +7,8 @@ import torch
 
 from minids3.course.setup import device_matrix
 
+MODULE = sys.modules["minids3.course.setup"]  # the package's name "setup" is the function
+
 
 def rows(matrix):
     return {r.what: r for r in matrix.rows}
@@ -30,7 +32,7 @@ def test_matrix_of_gpus_nobody_has_here(monkeypatch, capability, bf16, fp8):
         total_memory = 16 * 2**30
 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr("minids3.course.setup._version", lambda package: "3.6")
+    monkeypatch.setattr(MODULE, "_version", lambda package: "3.6")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *a: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "A card")
@@ -43,7 +45,7 @@ def test_matrix_of_gpus_nobody_has_here(monkeypatch, capability, bf16, fp8):
 
 
 def test_no_triton(monkeypatch):
-    monkeypatch.setattr("minids3.course.setup._version", lambda package: None)
+    monkeypatch.setattr(MODULE, "_version", lambda package: None)
     assert rows(device_matrix())["Triton"].state == "no"
 
 

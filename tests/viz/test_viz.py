@@ -95,7 +95,7 @@ def test_play_redraws():
         return figure(n)
 
     box = viz.play(draw, n=(1, 9), name=["a", "b"])
-    output, slider, choice = box.children
+    slider, choice = box.children[1:]
     assert seen == [(5, "a")]
     slider.value = 7
     choice.value = "b"

@@ -66,9 +66,8 @@ def set_address(name: str) -> list[Path]:
         before = readme.read_text(encoding="utf-8")
         # The address itself, and the "github/OWNER/NAME" of Colab links; never a longer name.
         path = re.escape(old.removeprefix("https://github.com/"))
-        after = re.sub(
-            rf"(github(?:\.com)?/){path}(?![A-Za-z0-9._-]*[A-Za-z0-9-])", rf"\g<1>{name}", before
-        )
+        link = rf"(github(?:\.com)?/){path}(?![\w-]|\.(?!git\b)\w)"
+        after = re.sub(link, rf"\g<1>{name}", before)
         if write(readme, after):
             changed.append(readme)
     return changed
