@@ -68,7 +68,7 @@ for name, nats in MARKS.items():
 # %%
 fig, ax = plt.subplots(figsize=(7.5, 2.6))
 rows = list(MARKS)
-colors = [viz.PALETTE[0]] * 3 + [viz.PALETTE[2]]
+colors = [viz.COLORS["baseline"]] * 3 + [viz.COLORS["floor"]]
 ax.barh(rows, MARKS.values(), color=colors, height=0.6)
 for row, nats in MARKS.items():
     ax.annotate(f"{nats:.2f}", (nats, row), (5, 0), va="center",
@@ -146,8 +146,9 @@ from minids3.ref.rope import rope_tables
 R = 32
 cos, sin = rope_tables(24, R)  # each [24, 16]: a row per position
 fig, axes = plt.subplots(1, 4, figsize=(9.5, 2.9))
+turn = torch.linspace(0, 2 * math.pi, 100)
 for ax, j in zip(axes, (0, 2, 4, 8)):
-    ax.plot(cos[:, j], sin[:, j], color="0.6", lw=0.8, zorder=1)
+    ax.plot(turn.cos(), turn.sin(), color="0.75", lw=0.8, zorder=1)
     dots = ax.scatter(cos[:, j], sin[:, j], c=range(24), cmap="viridis",
                       s=26, zorder=2)
     ax.plot([0, cos[1, j]], [0, sin[1, j]], color=viz.PALETTE[1], lw=2)
@@ -161,7 +162,7 @@ fig.tight_layout()
 fig.colorbar(dots, ax=axes, label="position t", fraction=0.012, pad=0.02)
 viz.show(fig, alt="Four circles: the point (1, 0) turned by positions 0 to "
          "23. Pair 0 goes round almost four times, pair 2 about once, pair "
-         "4 covers a seventh of the circle and pair 8 hardly moves.")
+         "4 covers a third of the circle and pair 8 hardly moves.")
 
 # %% [markdown]
 # EXERCISE text
@@ -210,7 +211,7 @@ axes[1].set_title("control: only queries turned")
 axes[0].set_ylabel("score q · k")
 for ax in axes:
     ax.set_xlabel("distance m − n (positions)")
-axes[1].legend(fontsize=8)
+axes[0].legend(fontsize=8, loc="lower left")
 fig.tight_layout()
 viz.show(fig, alt="Scores against distance. Left, both turned: the curves "
          "for keys at positions 0, 100 and 400 coincide. Right, only "
@@ -272,7 +273,8 @@ for ax, (title, image, cmap) in zip(axes, panels):
     ax.set(xlabel="key position s", xticks=range(0, T, 2),
            yticks=range(0, T, 2))
     ax.grid(visible=False)
-    fig.colorbar(shown, ax=ax, fraction=0.046)
+    if image is not allowed:
+        fig.colorbar(shown, ax=ax, fraction=0.046)
 axes[0].set_ylabel("query position t")
 fig.tight_layout()
 viz.show(fig, alt="Three 9 by 9 maps. The mask is a lower triangle with its "
@@ -316,9 +318,9 @@ variants = {"yours": causal_attention, "no mask": leaky_attention,
 fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.6), sharey=True)
 for ax, (name, attend) in zip(axes, variants.items()):
     size = reach(attend)
-    bars = ax.bar(range(T), size, color=viz.PALETTE[0])
+    bars = ax.bar(range(T), size, color=viz.COLORS["ours"])
     for bar in bars[6:]:
-        bar.set_color(viz.PALETTE[1])
+        bar.set_color(viz.COLORS["control"])
     ax.axvline(5.5, color="0.5", ls="--", lw=1)
     leaks = [s for s in range(6, T) if size[s] > 0]
     ax.set_title(f"{name}: leaks from {leaks or 'nowhere'}", fontsize=9)
@@ -428,7 +430,7 @@ class MyTransformer(nn.Module):
         self.norm = nn.RMSNorm(cfg.hidden_size)
         self.lm_head = linear(cfg.hidden_size, cfg.vocab_size)
         for weight in self.parameters():
-            if weight.ndim == 2:  # norms start at one and stay so
+            if weight.ndim == 2:  # the norms start at one
                 nn.init.normal_(weight, std=cfg.initializer_range)
 
     def forward(self, ids):
@@ -571,6 +573,7 @@ print("largest difference of any weight is below 1e-6:", gap < 1e-6)
 # %%
 from minids3.train import TrainConfig, Trainer
 
+STEPS, SHORT, LR = 520, 150, 5e-3
 plan = TrainConfig(steps=STEPS, batch_size=BATCH, seq_len=SEQ, lr=LR,
                    warmup_steps=30, decay_start=STEPS // 4, min_lr=LR / 20,
                    eval_every=50, eval_batches=8, seed=0)
@@ -587,7 +590,7 @@ fig, axes = plt.subplots(1, 2, figsize=(9.5, 2.8))
 axes[0].plot([plan.lr_at(s) for s in range(plan.steps)], lw=2)
 axes[0].set(title="this notebook", xlabel="training step",
             ylabel="learning rate")
-axes[1].plot(t, v3, lw=2, color=viz.PALETTE[1])
+axes[1].plot(t, v3, lw=2, color=viz.COLORS["published"])
 axes[1].set(title="DeepSeek-V3 (TR 4.2)", ylabel="learning rate",
             xlabel="tokens (trillions; its 2,000-step ramp is too short)")
 fig.tight_layout()
@@ -616,19 +619,29 @@ for run in (honest, leaky):
     run.fit(until=SHORT)
 
 # %%
-lines = {"ln V": MARKS["uniform, ln V"], "pairs": MARKS["pairs"],
-         "entropy floor": MARKS["entropy floor"]}
-fig, ax = plt.subplots(figsize=(8, 3.8))
-ax.plot(leaky.history.steps, leaky.history.train_loss, lw=1.5,
-        color=viz.PALETTE[1], label="leaky mask")
-ax.plot(honest.history.steps, honest.history.train_loss, lw=1.5,
-        color=viz.PALETTE[0], label="your mask")
-for (name, nats), style in zip(lines.items(), (":", "-.", "--")):
-    ax.axhline(nats, color="0.5", ls=style, lw=1.2)
-    ax.annotate(f"{name} {nats:.2f}", (SHORT, nats), (-2, 3), ha="right",
-                textcoords="offset points", fontsize=8)
-ax.set(xlabel="training step", ylabel="loss (nats per token)", ylim=(0, 8))
-ax.legend(loc="center right")
+def loss_axes(last, names):
+    """Axes with a logarithmic loss and the marks of section 2.0."""
+    fig, ax = plt.subplots(figsize=(8.2, 4))
+    for name, style in zip(names, (":", "-.", (0, (6, 3)), "--")):
+        nats = MARKS[name]
+        floor_line = name == "entropy floor"
+        color = viz.COLORS["floor" if floor_line else "muted"]
+        ax.axhline(nats, color=color, ls=style, lw=1.4)
+        ax.annotate(f"{name} {nats:.2f}", (1.01, nats), va="center",
+                    xycoords=("axes fraction", "data"), color=color)
+    ax.set(xlabel="training step", ylabel="loss (nats per token, log scale)",
+           yscale="log", xlim=(0, last))
+    ax.set_yticks([0.25, 0.5, 1, 2, 4, 8], "0.25 0.5 1 2 4 8".split())
+    ax.minorticks_off()
+    return fig, ax
+
+
+fig, ax = loss_axes(SHORT, ("uniform, ln V", "pairs", "entropy floor"))
+for run, name, role in ((honest, "your mask", "ours"),
+                        (leaky, "leaky mask", "control")):
+    ax.plot(run.history.steps, run.history.train_loss, lw=1.6,
+            color=viz.COLORS[role], label=name)
+ax.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
 below = leaky.history.train_loss[-1]
 viz.show(fig, alt=f"Training loss over {SHORT} steps. The leaky model falls "
          f"through the entropy floor to {below:.2f} nats; the honest one is "
@@ -659,7 +672,7 @@ def write(model, prompt, n=60):
     return tok.decode(ids[0, start:].tolist())
 
 
-PROMPT = STORY_PROMPT
+PROMPT = "One morning, Mira the fox left a red lantern in the kitchen."
 for name, run in (("LEAKY", leaky), ("YOURS", honest)):
     print(f"{name} after {SHORT} steps:\n{PROMPT}"
           f"{write(run.model, PROMPT)}\n")
@@ -684,25 +697,19 @@ print(f"validation {final:.3f}   floor {floor:.3f}   "
 # outside, something is wrong with it, or with us.
 
 # %% tags=["nbval-check-output"]
+BAND = {{BAND}}
 print("started within 0.1 of ln V:", abs(start_loss - math.log(V)) < 0.1)
 print("ends within the band:", 0 < final - floor < BAND)
 print("the cheat is below the floor:", below < floor)
 
 # %%
-fig, ax = plt.subplots(figsize=(8, 4.2))
-ax.plot(history.steps, history.train_loss, lw=0.8, alpha=0.5,
-        color=viz.PALETTE[0], label="training")
+fig, ax = loss_axes(STEPS, MARKS)
+ax.plot(history.steps, history.train_loss, lw=0.8, alpha=0.6,
+        color=viz.COLORS["train"], label="training")
 ax.plot(history.valid_steps, history.valid_loss, "o-", ms=4,
-        color=viz.PALETTE[0], label="validation")
-marks = {"ln V": MARKS["uniform, ln V"], "one token": MARKS["one token"],
-         "pairs": MARKS["pairs"], "entropy floor": floor}
-for (name, nats), style in zip(marks.items(), (":", "-.", (0, (6, 3)), "--")):
-    ax.axhline(nats, color="0.5", ls=style, lw=1.2)
-    ax.annotate(f"{name} {nats:.2f}", (plan.steps, nats), (-2, 3),
-                textcoords="offset points", fontsize=8, ha="right")
-ax.axhspan(floor, floor + BAND, color=viz.PALETTE[2], alpha=0.2,
-           label=f"band: floor + {BAND}")
-ax.set(xlabel="training step", ylabel="loss (nats per token)", ylim=(0, 8))
+        color=viz.COLORS["valid"], label="validation")
+ax.axhspan(floor, floor + BAND, color=viz.COLORS["floor"], alpha=0.2,
+           label=f"the band: up to {BAND} above the floor")
 ax.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
 viz.show(fig, alt=f"Loss by training step: from {history.train_loss[0]:.2f} "
          f"at ln V down past the tables to {final:.2f} on validation, inside "
@@ -737,12 +744,16 @@ def domain_loss(d, n=24):
 by_domain = {name: domain_loss(d) for d, name in enumerate(DOMAINS)}
 fig, ax = plt.subplots(figsize=(8, 2.9))
 for row, (name, (nats, low)) in enumerate(by_domain.items()):
-    ax.barh(row - 0.19, nats, 0.36, color=viz.PALETTE[0])
-    ax.barh(row + 0.19, low, 0.36, color=viz.PALETTE[2])
+    first = row == 0
+    ax.barh(row - 0.19, nats, 0.36, color=viz.COLORS["ours"],
+            label="your model" if first else None)
+    ax.barh(row + 0.19, low, 0.36, color=viz.COLORS["floor"],
+            label="exact entropy" if first else None)
     ax.annotate(f"{nats:.2f}, floor {low:.2f}", (nats, row - 0.19), (5, 0),
                 textcoords="offset points", va="center", fontsize=8)
 ax.set_yticks(range(len(DOMAINS)), DOMAINS)
-ax.set_xlabel("nats per token: your model (blue), exact entropy (green)")
+ax.set_xlabel("loss on unseen documents (nats per token)")
+ax.legend(loc="lower right")
 ax.invert_yaxis()
 ax.margins(x=0.2)
 ax.grid(axis="y", visible=False)
@@ -761,7 +772,12 @@ viz.show(fig, alt="Loss and floor by domain: " + "; ".join(
 from minids3.infer import generate
 
 theirs.load_state_dict(model.state_dict())
-PROMPTS = DOMAIN_PROMPTS
+PROMPTS = {
+    "stories": PROMPT,
+    "arithmetic": "Add. Q: 47 + 28 = ?",
+    "code": "def count_above(numbers):",
+    "facts": "Ask: Who rules Feldra?",
+}
 for name, prompt in PROMPTS.items():
     text = generate(theirs, tok, prompt, max_new_tokens=90,
                     temperature=0.7, top_p=0.95, seed=1)
@@ -785,7 +801,7 @@ for name, prompt in PROMPTS.items():
 from minids3.infer.sample import next_token_probs
 
 with torch.no_grad():
-    ids = torch.tensor([tok.encode(PLAY_PROMPT, bos=True)])
+    ids = torch.tensor([tok.encode("One morning, Mira the fox left a", bos=True)])
     next_logits = theirs(ids)[0, -1]
 order = next_logits.argsort(descending=True)[:12]
 names = [repr(tok.decode([i])) for i in order.tolist()]
@@ -793,7 +809,7 @@ names = [repr(tok.decode([i])) for i in order.tolist()]
 
 def bars(ax, temperature, top_p):
     probs = next_token_probs(next_logits, temperature, top_p)
-    ax.bar(range(12), probs[order], color=viz.PALETTE[0])
+    ax.bar(range(12), probs[order], color=viz.COLORS["ours"])
     ax.set_xticks(range(12), names, rotation=60, ha="right", fontsize=7)
     ax.set(ylim=(0, 1), title=f"T = {temperature}, top-p = {top_p}: "
            f"{int((probs > 0).sum())} possible")
@@ -810,7 +826,8 @@ viz.show(fig, alt="Probabilities of the twelve likeliest next tokens after "
          "0.8, where the tail is cut off.")
 
 # %% tags=["nbval-ignore-output"]
-def play(temperature=1.0, top_p=1.0):
+def next_token(temperature=1.0, top_p=1.0):
+    """Probabilities of the twelve likeliest next tokens."""
     fig, ax = plt.subplots(figsize=(7, 3))
     bars(ax, round(temperature, 2), round(top_p, 2))
     ax.set_ylabel("probability")
@@ -818,7 +835,7 @@ def play(temperature=1.0, top_p=1.0):
     return fig
 
 
-viz.play(play, temperature=(0.0, 2.0, 0.1), top_p=(0.05, 1.0, 0.05))
+viz.play(next_token, temperature=(0.0, 2.0, 0.1), top_p=(0.05, 1.0, 0.05))
 
 # %% [markdown]
 # ## 2.12 The Bill

@@ -1,0 +1,197 @@
+"""The language-model loss."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from minids3.course.registry import Alternative, Mutant, exercise
+from minids3.ref.loss import cross_entropy_ref
+
+
+def lm_loss(logits, targets, ignore_index=-100):
+    """Mean negative log-probability of the targets, in nats.
+
+    logits [B, T, V]; targets [B, T] int64, already the *next* token of
+    each position, or ignore_index where nothing counts
+    returns a scalar
+    """
+    log_total = torch.logsumexp(logits, dim=-1)
+    counted = targets != ignore_index
+    index = targets.masked_fill(~counted, 0)
+    chosen = logits.gather(-1, index[..., None])[..., 0]
+    return (log_total - chosen)[counted].mean()
+
+
+def _loss_terms(logits, targets, ignore_index=-100):
+    counted = targets != ignore_index
+    index = targets.masked_fill(~counted, 0)
+    log_probs = torch.log_softmax(logits, -1)
+    return -log_probs.gather(-1, index[..., None])[..., 0] * counted, counted
+
+
+def _loss_shifted_again(logits, targets, ignore_index=-100):
+    return lm_loss(logits[:, :-1], targets[:, 1:], ignore_index)
+
+
+def _loss_summed(logits, targets, ignore_index=-100):
+    return _loss_terms(logits, targets, ignore_index)[0].sum()
+
+
+def _loss_mean_of_all(logits, targets, ignore_index=-100):
+    return _loss_terms(logits, targets, ignore_index)[0].mean()
+
+
+def _loss_ignored_as_zero(logits, targets, ignore_index=-100):
+    return lm_loss(logits, targets.masked_fill(targets == ignore_index, 0), -1)
+
+
+def _loss_mean_of_rows(logits, targets, ignore_index=-100):
+    terms, counted = _loss_terms(logits, targets, ignore_index)
+    return (terms.sum(-1) / counted.sum(-1)).mean()
+
+
+def _loss_bits(logits, targets, ignore_index=-100):
+    return lm_loss(logits, targets, ignore_index) / math.log(2)
+
+
+def _loss_overflowing(logits, targets, ignore_index=-100):
+    counted = targets != ignore_index
+    index = targets.masked_fill(~counted, 0)
+    probs = torch.exp(logits) / torch.exp(logits).sum(-1, keepdim=True)
+    return -torch.log(probs.gather(-1, index[..., None])[..., 0])[counted].mean()
+
+
+def _loss_log_of_softmax(logits, targets, ignore_index=-100):
+    counted = targets != ignore_index
+    index = targets.masked_fill(~counted, 0)
+    probs = torch.softmax(logits, -1)
+    return -torch.log(probs.gather(-1, index[..., None])[..., 0])[counted].mean()
+
+
+def _loss_log_softmax(logits, targets, ignore_index=-100):
+    terms, counted = _loss_terms(logits, targets, ignore_index)
+    return terms.sum() / counted.sum()
+
+
+def _loss_flat(logits, targets, ignore_index=-100):
+    keep = targets.reshape(-1) != ignore_index
+    rows, wanted = logits.reshape(-1, logits.shape[-1])[keep], targets.reshape(-1)[keep]
+    rows = rows - rows.max(-1, keepdim=True).values
+    chosen = rows[torch.arange(len(rows)), wanted]
+    return (rows.exp().sum(-1).log() - chosen).mean()
+
+
+@exercise(
+    "lm-loss",
+    solution=lm_loss,
+    notebook="02_transformer_baseline",
+    title="The one number that is minimised",
+    difficulty=3,
+    importance=5,
+    minutes=10,
+    library=cross_entropy_ref,
+    hints=(
+        "What is the logarithm of softmax(logits)[target], before any exp is taken? It is a "
+        "difference of two numbers, and one of them has a numerically safe function in torch. "
+        "How many positions is the mean over if some are ignored?",
+        "log_total = logsumexp of logits over V                  # [B, T]\n"
+        "counted = targets differ from ignore_index              # [B, T] bool\n"
+        "chosen = logits at the target (gather; put 0 where ignored, gather needs an index)\n"
+        "return the mean of (log_total - chosen) over the counted positions",
+    ),
+    mutants=[
+        Mutant(
+            "shifted_again",
+            _loss_shifted_again,
+            "You shifted by one position. The targets already are the next tokens: shifting again "
+            "asks for the token after next.",
+        ),
+        Mutant(
+            "summed",
+            _loss_summed,
+            "That is the sum. With a sum the loss, and the best learning rate, depend on the batch "
+            "size.",
+        ),
+        Mutant(
+            "mean_of_all",
+            _loss_mean_of_all,
+            "You divided by all B x T positions. Ignored ones must not count in the mean either.",
+        ),
+        Mutant(
+            "ignored_as_zero",
+            _loss_ignored_as_zero,
+            "Ignored positions were scored as if their target were token 0. Leave them out.",
+        ),
+        Mutant(
+            "mean_of_rows",
+            _loss_mean_of_rows,
+            "You averaged each row, then the rows: a row with few targets got the weight of a "
+            "full one. Every counted token weighs the same.",
+        ),
+        Mutant(
+            "bits",
+            _loss_bits,
+            "That is the loss in bits (log base 2). Training losses are in nats: natural log.",
+        ),
+        Mutant(
+            "overflowing",
+            _loss_overflowing,
+            "exp of a large logit overflows to infinity. Subtract the row's maximum first, or use "
+            "logsumexp.",
+        ),
+        Mutant(
+            "log_of_softmax",
+            _loss_log_of_softmax,
+            "The softmax of an unlikely token rounds to 0 and its log is minus infinity. Stay in "
+            "logs: logsumexp minus the chosen logit.",
+        ),
+    ],
+    alternatives=[
+        Alternative("log_softmax", _loss_log_softmax),
+        Alternative("flat_with_maximum", _loss_flat),
+    ],
+)
+def check_lm_loss(c):
+    """Values, ignored targets, large logits, and the gradient softmax minus one-hot."""
+    rows, steps, vocab = c.size(2, 3), c.size(4, 6), c.size(7, 11)
+    logits = c.randn(rows, steps, vocab)
+    targets = c.randint(0, vocab, rows, steps)
+    masked = targets.clone()
+    masked[0, 1:] = -100
+    loss = c.call(logits, targets, label=f"runs on logits {list(logits.shape)}")
+    c.shape(loss, (), label="the loss is one number, shape []")
+    with c.part():
+        c.close(loss, _expected_loss(logits, targets), label="it is the mean of -log p(target)")
+    with c.part():
+        flat = c.call(torch.zeros_like(logits), targets)
+        wanted = torch.tensor(math.log(vocab))
+        c.close(flat, wanted, label=f"equal logits cost ln V = {wanted:.4f} nats")
+    with c.part():
+        ignored = c.call(logits, masked)
+        label = "ignored targets count neither in the sum nor in the mean"
+        c.close(ignored, _expected_loss(logits, masked), label=label)
+    with c.part():
+        large = c.call(logits * 200, targets)
+        label = "logits of the order 200 neither overflow nor underflow"
+        c.close(large, _expected_loss(logits * 200, targets), label=label)
+    with c.part():
+        c.grad(
+            args=(logits, masked),
+            wrt=(0,),
+            expected_fn=cross_entropy_ref,
+            label="the gradient is softmax minus one-hot over the count",
+            names=("logits",),
+        )
+
+
+def _expected_loss(logits, targets):
+    total, count = 0.0, 0
+    for row, target in zip(logits.double().flatten(0, 1), targets.flatten(), strict=True):
+        if target == -100:
+            continue
+        top = row.max()
+        total += float(top + (row - top).exp().sum().log() - row[target])
+        count += 1
+    return torch.tensor(total / count, dtype=torch.float32)

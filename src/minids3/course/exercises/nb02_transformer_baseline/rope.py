@@ -1,0 +1,160 @@
+"""RoPE: position as rotation."""
+
+from __future__ import annotations
+
+import torch
+
+from minids3.course.registry import Alternative, Mutant, exercise
+from minids3.ref.rope import apply_rope_ref, rope_tables
+
+
+def rope(x, cos, sin):
+    """Rotate every pair of neighbouring channels by its position's angle.
+
+    x [..., T, R]; cos, sin [T, R // 2], fp32
+    returns [..., T, R] in the dtype of x; pairs are channels (2j, 2j + 1)
+    """
+    first, second = x[..., 0::2], x[..., 1::2]
+    turned_first = first * cos - second * sin
+    turned_second = first * sin + second * cos
+    out = torch.stack((turned_first, turned_second), dim=-1).flatten(-2)
+    return out.to(x.dtype)
+
+
+def _rope_half_split(x, cos, sin):
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), -1).to(x.dtype)
+
+
+def _rope_backwards(x, cos, sin):
+    return rope(x, cos, -sin)
+
+
+def _rope_concatenated(x, cos, sin):
+    first, second = x[..., 0::2], x[..., 1::2]
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), -1).to(x.dtype)
+
+
+def _rope_overwritten(x, cos, sin):
+    first, second = x[..., 0::2], x[..., 1::2]
+    first = first * cos - second * sin
+    second = first * sin + second * cos
+    return torch.stack((first, second), dim=-1).flatten(-2).to(x.dtype)
+
+
+def _rope_swapped(x, cos, sin):
+    return rope(x, sin, cos)
+
+
+def _rope_promoted(x, cos, sin):
+    return rope(x.float(), cos, sin)
+
+
+def _rope_complex(x, cos, sin):
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
+
+
+def _rope_quarter_turn(x, cos, sin):
+    quarter = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+    cos, sin = cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1)
+    return (x * cos + quarter * sin).to(x.dtype)
+
+
+def _rope_library(x, cos, sin):
+    return apply_rope_ref(x, cos, sin)
+
+
+@exercise(
+    "rope",
+    solution=rope,
+    notebook="02_transformer_baseline",
+    title="Rotate by position",
+    difficulty=2,
+    importance=5,
+    minutes=8,
+    library=_rope_library,
+    hints=(
+        "Rotate the point (a, b) by an angle: which two numbers come out? Now a is every even "
+        "channel, b every odd one. After computing both, how do you lay them side by side again?",
+        "a, b = x[..., 0::2], x[..., 1::2]\n"
+        "new_a = a * cos - b * sin\n"
+        "new_b = a * sin + b * cos          # the old a, not new_a\n"
+        "stack new_a and new_b on a new last axis, then flatten the last two axes\n"
+        "return in x's dtype",
+    ),
+    mutants=[
+        Mutant(
+            "half_split",
+            _rope_half_split,
+            "You paired channel j with j + R/2. Here the pairs are neighbours, (2j, 2j + 1), as in "
+            "DeepSeek-V3's checkpoints.",
+        ),
+        Mutant(
+            "backwards",
+            _rope_backwards,
+            "You turned by minus the angle: check the sign in front of each sin.",
+        ),
+        Mutant(
+            "concatenated",
+            _rope_concatenated,
+            "The rotation is right, the layout is not: the even channels came out as the first "
+            "half. Interleave the two results again (stack on a new last axis, then flatten).",
+        ),
+        Mutant(
+            "overwritten",
+            _rope_overwritten,
+            "The second channel was computed from the new first one: both need the old one.",
+        ),
+        Mutant(
+            "swapped",
+            _rope_swapped,
+            "cos and sin changed places: position 0 must stay as it is, since cos 0 = 1.",
+        ),
+        Mutant(
+            "promoted",
+            _rope_promoted,
+            "The tables are fp32 and pulled the result up with them: return x's own dtype.",
+        ),
+    ],
+    alternatives=[
+        Alternative("complex_numbers", _rope_complex),
+        Alternative("quarter_turn", _rope_quarter_turn),
+    ],
+)
+def check_rope(c):
+    """Shape, values, and the property the whole idea is for: scores see only distances."""
+    steps, width = c.size(4, 7), 2 * c.size(3, 6)
+    x = c.randn(2, 3, steps, width)
+    cos, sin = rope_tables(steps, width)
+    y = c.call(x, cos, sin, label=f"runs on x {list(x.shape)}")
+    c.shape(y, x.shape, "the result")
+    with c.part():
+        turn = torch.complex(cos.double(), sin.double())
+        points = torch.complex(x[..., 0::2].double(), x[..., 1::2].double()) * turn
+        expected = torch.stack((points.real, points.imag), -1).flatten(-2).float()
+        c.close(y, expected, label="pair (2j, 2j + 1) of position t is turned by its angle")
+    with c.part():
+        c.close(y[..., 0, :], x[..., 0, :], label="position 0 stays as it is")
+        c.close(y.norm(dim=-1), x.norm(dim=-1), label="turning keeps every vector's length")
+    with c.part():
+        query, key = c.randn(1, width), c.randn(1, width)
+        scores = []
+        for start in (0, 50):
+            cos_2, sin_2 = rope_tables(torch.tensor([start, start + 3]), width)
+            q = c.call(query, cos_2[:1], sin_2[:1])
+            k = c.call(key, cos_2[1:], sin_2[1:])
+            scores.append((q * k).sum())
+        label = "a score depends on the distance alone: (0, 3) equals (50, 53)"
+        c.close(scores[1], scores[0], label=label)
+    with c.part():
+        half = c.call(x.to(torch.bfloat16), cos, sin)
+        c.dtype(half, torch.bfloat16, label="a bfloat16 x stays bfloat16")
+    with c.part():
+        c.grad(
+            args=(x, cos, sin),
+            wrt=(0,),
+            expected_fn=_rope_library,
+            label="the gradient reaches x",
+            names=("x",),
+        )
