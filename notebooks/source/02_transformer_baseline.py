@@ -65,7 +65,6 @@ MARKS = {
 for name, nats in MARKS.items():
     print(f"{name:15}{nats:6.2f} nats per token")
 
-# %%
 fig, ax = plt.subplots(figsize=(7.5, 2.6))
 rows = list(MARKS)
 colors = [viz.COLORS["baseline"]] * 3 + [viz.COLORS["floor"]]
@@ -88,8 +87,7 @@ viz.show(fig, alt=alt)
 # **memory of more than one token**. A table for two tokens of memory would
 # have V³ entries, for three V⁴. That road ends here. Attention is the other
 # one.
-
-# %% [markdown]
+#
 # ## 2.1 The shape of the thing
 #
 # Tokens `[B, T]` become vectors `[B, T, D]`. Every layer adds two corrections
@@ -224,8 +222,7 @@ print(f"both turned: the curves differ by at most {spread:.0e}")
 # can be learned once and holds everywhere. Keep the picture in mind for
 # notebook 03, where DeepSeek-V3 keeps 64 of 192 channels apart just so that
 # they may be turned.
-
-# %% [markdown]
+#
 # ## 2.3 Looking back, never ahead
 #
 # Every position makes a **query** (what do I need?), a **key** (what do I
@@ -513,8 +510,7 @@ print(f"measured {start_loss:.3f}    ln V = {math.log(V):.3f}")
 # Logits near zero, a softmax near uniform, a loss near ln V. If a new model
 # starts anywhere else, stop and look: above it, the initial weights are too
 # large and the model is confidently wrong; below it, something leaks.
-
-# %% [markdown]
+#
 # ## 2.7 One step
 #
 # The gradient says which way is down for each of the weights. Plain descent
@@ -678,10 +674,10 @@ for name, run in (("LEAKY", leaky), ("YOURS", honest)):
           f"{write(run.model, PROMPT)}\n")
 
 # %% [markdown]
-# One step of training separates copying from predicting. The leaky model
-# learned to read the answer off the next position; take that away and it has
-# nothing. Yours is young but it is learning the right thing. Let it finish:
-# the rest of the plan, about a minute and a half.
+# A loss cannot tell copying from predicting. The leaky model learned to read
+# the answer off the next position; take that away and it has nothing to say.
+# Yours is young, but what it learned is the right thing. Let it finish: the
+# rest of the plan, a bit more than a minute.
 
 # %%
 history = honest.fit()
@@ -710,7 +706,7 @@ ax.plot(history.valid_steps, history.valid_loss, "o-", ms=4,
         color=viz.COLORS["valid"], label="validation")
 ax.axhspan(floor, floor + BAND, color=viz.COLORS["floor"], alpha=0.2,
            label=f"the band: up to {BAND} above the floor")
-ax.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
+ax.legend(loc="upper right", bbox_to_anchor=(1, 0.85))
 viz.show(fig, alt=f"Loss by training step: from {history.train_loss[0]:.2f} "
          f"at ln V down past the tables to {final:.2f} on validation, inside "
          f"the band of {BAND} above the floor of {floor:.2f}.")
@@ -762,6 +758,28 @@ viz.show(fig, alt="Loss and floor by domain: " + "; ".join(
     for name, (nats, low) in by_domain.items()) + " nats per token.")
 
 # %% [markdown]
+# And inside a document? Each token below is shaded by what it cost the model
+# (hover to see the nats). Free choices of our generator, such as the digits
+# of the question, cost and must cost: they *are* the entropy. A shaded digit
+# after an equals sign is a different matter. It follows from the text, so its
+# floor is zero, and the model has not learned to compute it.
+
+# %%
+def surprise(document, d=DOMAINS.index("arithmetic")):
+    """Tokens of one unseen document of domain d, and their cost in nats."""
+    i = np.flatnonzero(valid_split.domain_ids == d)[document]
+    first = valid_split.doc_starts[i]
+    last = first + unseen[first:].tolist().index(tok.eos_id)
+    doc = unseen[first:last]
+    with torch.no_grad():
+        logp = model(doc[None, :-1])[0].log_softmax(-1)
+    nats = -logp.gather(-1, doc[1:, None])[:, 0]
+    return [tok.decode([i]) for i in doc[1:].tolist()], nats.tolist()
+
+
+viz.token_strip(*surprise(0), high=3.0)
+
+# %% [markdown]
 # ## 2.10 It writes
 #
 # Your weights fit the library's decoder, so they can move there. Its
@@ -784,12 +802,11 @@ for name, prompt in PROMPTS.items():
     print(f"--- {name}\n{prompt}{text}\n")
 
 # %% [markdown]
-# Grammar, names and layout are right, and a good part of the facts are wrong:
-# a story forgets where the lantern went, a sum carries a one too few. A loss
-# of a few hundredths of a nat hides in exactly those tokens. Later notebooks
-# go after them.
-
-# %% [markdown]
+# Grammar, layout and the names of this small world are right. What fails is
+# what has to be carried over a distance: who is in the story, what was left
+# where, the digits of a sum. The figures above said so in numbers, and the
+# later notebooks go after it.
+#
 # ## 2.11 Play: from logits to a choice
 #
 # The model gives a distribution; somebody has to choose. **Temperature**
@@ -801,7 +818,8 @@ for name, prompt in PROMPTS.items():
 from minids3.infer.sample import next_token_probs
 
 with torch.no_grad():
-    ids = torch.tensor([tok.encode("One morning, Mira the fox left a", bos=True)])
+    opening = tok.encode("One morning, Mira the fox left a", bos=True)
+    ids = torch.tensor([opening])
     next_logits = theirs(ids)[0, -1]
 order = next_logits.argsort(descending=True)[:12]
 names = [repr(tok.decode([i])) for i in order.tolist()]
@@ -811,7 +829,7 @@ def bars(ax, temperature, top_p):
     probs = next_token_probs(next_logits, temperature, top_p)
     ax.bar(range(12), probs[order], color=viz.COLORS["ours"])
     ax.set_xticks(range(12), names, rotation=60, ha="right", fontsize=7)
-    ax.set(ylim=(0, 1), title=f"T = {temperature}, top-p = {top_p}: "
+    ax.set(ylim=(0, 0.8), title=f"T = {temperature}, top-p = {top_p}: "
            f"{int((probs > 0).sum())} possible")
     ax.title.set_fontsize(9)
 

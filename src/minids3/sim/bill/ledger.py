@@ -92,7 +92,7 @@ class Ledger:
     def _repr_html_(self) -> str:
         rows = "".join(_row(line) for line in self.lines)
         head = "".join(
-            f"<th scope='col' style='text-align:{side}'>{name}</th>"
+            f"<th scope='col' style='padding:0.3em 0.8em;text-align:{side}'>{name}</th>"
             for name, side in (
                 ("Notebook", "left"),
                 ("Line", "left"),
@@ -117,7 +117,7 @@ def _row(line: Line) -> str:
     how += "</small>"
     left = [line.notebook, html.escape(line.title)]
     right = [f"{quantity(line.value)} {html.escape(line.unit)}", hours, dollars]
-    style = "vertical-align:top;text-align:"
+    style = "vertical-align:top;padding:0.3em 0.8em;text-align:"
     cells = [f"<td style='{style}left'>{c}</td>" for c in left]
     cells += [f"<td style='{style}right;white-space:nowrap'>{c}</td>" for c in right]
     cells.append(f"<td style='{style}left;max-width:34em'>{how}</td>")

@@ -9,7 +9,9 @@ import torch
 from minids3.course.registry import Alternative, Mutant, exercise
 
 
-def adamw_step(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+# fmt: off
+def adamw_step(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8,
+               weight_decay=0.1):
     """One AdamW update of one tensor, without changing its arguments.
 
     p, grad, m, v: tensors of one shape; m, v start at zero
@@ -24,6 +26,7 @@ def adamw_step(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_deca
     p = p - lr * weight_decay * p
     p = p - lr * m_hat / (torch.sqrt(v_hat) + eps)
     return p, m, v
+# fmt: on
 
 
 def _adamw_coupled(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):

@@ -166,7 +166,8 @@ def _attention_library(q, k, v):
 )
 def check_causal_attention(c):
     """Shape, values, causality by experiment, and weights that sum to one."""
-    steps, dim, v_dim = c.size(4, 7), c.size(5, 9), c.size(3, 4)
+    steps, v_dim = c.size(4, 7), c.size(2, 3)
+    dim = steps + c.size(1, 4)  # no two sizes alike, so that a swapped axis shows
     q, k, v = c.randn(2, 3, steps, dim), c.randn(2, 3, steps, dim), c.randn(2, 3, steps, v_dim)
     y = c.call(q, k, v, label=f"runs on q, k {list(q.shape)} and v {list(v.shape)}")
     c.shape(y, (2, 3, steps, v_dim), "the result")
