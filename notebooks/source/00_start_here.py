@@ -2,13 +2,229 @@
 # # 00 · Start here
 #
 # {{badge}}
+#
+# > **Claim.** A model of 1.1 million numbers, small enough to train on a
+# > laptop while you make tea, writes whole documents that a strict grammar
+# > accepts. The same network before training does not manage one.
+#
+# **Takes** about 30 minutes; 'Run all' under a minute on one CPU core, no GPU
+# needed. **Needs** Python, and a memory of what a matrix product is.
+# **Afterwards** you know what this workbook builds and which claims it will
+# check, how exercises, hints and progress work, and what your own machine can
+# and cannot run.
 
 # %%
 # SETUP
 
 # %% [markdown]
+# That table is the **device matrix**. A full dot runs here as it is. A half
+# dot is *emulated*: right to the last bit that matters, only slower. An empty
+# dot is skipped, and the table says why. Nothing in notebooks 00 to 06 needs
+# more than the first line.
+#
+# ## 0.0 Two strangers
+#
+# Two models sit behind the next cell. Same architecture, same number of
+# weights, same dictionary of 2,048 tokens. One of them has read some millions
+# of tokens. The other was born a moment ago.
+#
+# Both are handed the first line of a story.
+#
+# **Guess before you run:** what will the newborn write? Noise, the same word
+# for ever, or broken English?
+
+# %%
+from minids3.data import load_tokenizer
+from minids3.infer import generate, stream_to_cell
+from minids3.model import Transformer, load_shipped
+
+tokenizer = load_tokenizer()
+trained = load_shipped("dense_chat").eval()
+torch.manual_seed(0)
+untrained = Transformer(trained.config).eval()
+
+opening = "One morning, Mira the mole left a wooden clock in the boat."
+print("UNTRAINED")
+print(opening, end="")
+_ = stream_to_cell(untrained, tokenizer, opening, max_new_tokens=30, seed=1)
+print("\n\nTRAINED")
+print(opening, end="")
+_ = stream_to_cell(trained, tokenizer, opening, max_new_tokens=120, seed=1)
+
+# %% [markdown]
+# Noise it is: with nothing learnt, each of the 2,048 tokens is about as
+# likely as any other, so you get crumbs of words, half a keyword, a stray
+# bracket.
+#
+# The other one keeps two characters apart, moves their things about, and
+# answers a question at the end. Whether the answer is *right* is a question
+# for section 0.4. Here is how little it is made of:
+
+# %% tags=["nbval-check-output"]
+config = trained.config
+weights = trained.num_parameters()
+print(f"layers {config.num_hidden_layers}, width {config.hidden_size}, "
+      f"heads {config.num_attention_heads}, "
+      f"dictionary {config.vocab_size} tokens")
+print(f"{weights:,} weights: DeepSeek-V3 has "
+      f"{671_026_404_352 / weights:,.0f} times as many")
+
+# %% [markdown]
+# ## 0.1 Four kinds of document
+#
+# We made its library ourselves, so that later we can measure things no real
+# corpus allows. There are four **domains**, and you recognise each by its
+# first words: stories with things that move, arithmetic with worked steps,
+# small Python functions with tests, and questions about an invented country.
+#
+# The same four openings for both models, temperature 0.7:
+
+# %%
+OPENINGS = {
+    "stories": "Last summer, Otto the fox left a silver lantern",
+    "arithmetic": "Add. Q: 49 + 34 = ?\n",
+    "code": "def count_above(numbers):\n",
+    "facts": "Ask: Which river runs through Velmora?\n",
+}
+
+
+def continuation(model, text, temperature=0.7, seed=3, limit=110):
+    """What the model writes after `text`."""
+    return generate(model, tokenizer, text, max_new_tokens=limit,
+                    temperature=temperature, seed=seed)
+
+
+rows = [[domain, text, continuation(untrained, text, limit=24),
+         continuation(trained, text)] for domain, text in OPENINGS.items()]
+viz.text_table(["domain", "you write", "untrained goes on",
+                "trained goes on"], rows)
+
+# %% [markdown]
+# Look at the arithmetic. Nobody told the model what *carry* means. It was
+# shown texts and asked, some million times, one thing only: **which token
+# comes next?** Everything in these twenty notebooks is in the service of that
+# one question, asked of a model 600,000 times larger.
+#
+# ## 0.2 The claims
+#
+# In December 2024 a news article said: a lab with throttled GPUs trained a
+# 671-billion-parameter model on 2,048 of them for about $5.5 million. *Can
+# that be true?* Here is what the article claims, claim by claim, with the
+# catch to look for and the notebook in which you will check it yourself.
+#
+# | # | the article says | the catch to look for | you check it in |
+# |---|---|---|---|
+# | 1 | The model has **671B parameters** | how many of them work on any one token? | 04, by counting |
+# | 2 | It was trained on **2,048 H800** GPUs [TR] | what do they spend on talking to each other? | 14, 15 |
+# | 3 | Training cost about **$5.5M** | the report's $5.576M: at which price per hour, and what is not in it? [TR] | 12, 19 |
+# | 4 | GPT-4 cost **$40M** | whose figure is that? Others say $78M and more than $100M [2nd] | 19 |
+# | 5 | It beats Llama 3.1 and **even GPT-4** | which GPT-4 is in the report's table? [TR] | 19 |
+# | 6 | The H800 is an H100 with a **reduced data rate** | 400 instead of 900 GB/s of NVLink: when does it hurt? [ISCA] | 14 |
+# | 7 | **FP8** and a frugal architecture made it cheap | how much did each idea save, and at what loss of quality? | 03-06, 08-11 |
+# | 8 | It serves for **$0.14 in, $0.28 out** per million tokens | a promotion, until 8 February 2025 [2nd]: what does a token cost to make? | 16, 17 |
+# | 9 | A **fraction of the GPUs** that Meta used | GPU-hours of which GPU, for which model? | 19 |
+# | 10 | Export **restrictions forced** the innovation | can a cause be computed at all? | 14, 19 |
+#
+# Tags name sources: **TR** is DeepSeek's technical report (arXiv 2412.19437),
+# **ISCA** their hardware paper (arXiv 2505.09343), **2nd** means second-hand.
+# A number without a tag is computed or measured in front of you.
+#
+# This is the road there. Full discs are open; outlines are still being built.
+
+# %%
+from minids3.course.registry import exercises
+
+ready = {exercise.notebook[:2] for exercise in exercises()}
+viz.show(viz.workbook_map(ready), alt="A winding road of twenty numbered "
+         "stops. 00 to 02 are the baseline, 03 to 06 the architecture, 07 to "
+         "11 numbers and kernels, 12 to 15 training at scale, 16 to 19 "
+         f"serving and judging. Open today: {', '.join(sorted(ready))}.")
+
+# %% [markdown]
+# ## 0.3 Your first exercise
+#
+# You will write the heart of every model here. To see how that works, take
+# the smallest part of it: **RMSNorm**, a volume knob. First, why it exists.
+#
+# A deep network multiplies a vector by matrix after matrix. If each one makes
+# it only a little longer, thirty of them make it enormous; a little shorter,
+# and it fades to nothing.
+#
+# **Guess before you run:** thirty random matrices, entries drawn with
+# standard deviation 0.11 (and then 0.07), on a vector of 128 numbers whose
+# root mean square is 1. How large is it at the end?
+
+# %%
+def rms(x):
+    """Root mean square of the last dimension."""
+    return x.square().mean(-1).sqrt()
+
+
+def through_layers(std, norm=None, layers=30, width=128):
+    """RMS after each of `layers` random matrices, from one vector."""
+    torch.manual_seed(0)
+    x = torch.randn(1, width)
+    sizes = [rms(x).item()]
+    for _ in range(layers):
+        x = x @ (std * torch.randn(width, width))
+        if norm is not None:
+            x = norm(x, torch.ones(width))
+        sizes.append(rms(x).item())
+    return sizes
+
+
+loud, faint = through_layers(0.11), through_layers(0.07)
+print(f"std 0.11: from {loud[0]:.2f} to {loud[-1]:,.0f}")
+print(f"std 0.07: from {faint[0]:.2f} to {faint[-1]:.6f}")
+
+# %% [markdown]
+# A factor of thousands up, a factor of thousands down, from two settings that
+# look alike. So each layer first brings its input to a standard volume.
+#
+# ### How an exercise works
+#
+# You get a stub: a signature, a docstring with the shapes, and `raise
+# NotImplementedError`. You replace that line, run the cell, and run the check
+# below it. The check prints a **list**, not one verdict, and it names the
+# mistake where it recognises one. Here is a wrong answer, made on purpose
+# (`dry=True` means: only look, do not record it):
+
+# %% tags=["nbval-check-output"]
+def hasty(x, weight, eps=1e-6):
+    """Nearly right."""
+    return x / (x.square().mean(dim=-1, keepdim=True) + eps) * weight
+
+
+check("rms-norm", hasty, dry=True);
+
+# %% [markdown]
+# Five things to know:
+#
+# - **Nobody gets stuck.** After a check the notebook goes on with your
+#   function if everything passed, and with the library's if not. It says
+#   which. So you can skip an exercise and come back.
+# - **Hints** come when you ask, in three levels: a question, pseudocode, the
+#   worked solution. `hint("rms-norm")` gives the next one each time.
+# - **Solved versions** of all notebooks, with every output and figure, are in
+#   `notebooks/solutions/`.
+# - **Progress** is kept on your own machine, in a folder `.minids3` in your
+#   home, and nowhere else.
+# - The checks are not a lock. They are a friend who reads your code quickly.
+#
+# The first level of help looks like this:
+
+# %% tags=["nbval-check-output"]
+hint("rms-norm", 1)
+
+# %% [markdown]
 # EXERCISE text
-# Write `rms_norm`.
+# ### Exercise: the volume knob
+#
+# Write `rms_norm`. `x` is `[..., D]`: any number of leading dimensions, and D
+# channels. Divide each vector of D numbers by its **root mean square**,
+# `sqrt(mean(x²) + eps)`, then multiply channel by channel with `weight`,
+# which is `[D]`. Take the squares in float32 whatever the dtype of `x`, and
+# return the dtype that came in.
 
 # %%
 # EXERCISE rms-norm
@@ -16,19 +232,285 @@
 # %%
 # CHECK rms-norm
 
-# %% tags=["nbval-check-output"]
-print(float(rms_norm(torch.ones(1, 4), torch.ones(4)).sum()))
+# %% [markdown]
+# Your function goes to work at once. **Predict:** the same thirty matrices,
+# now with `rms_norm` after each. Where do the two curves end?
 
 # %%
-fig, ax = plt.subplots()
-ax.plot([1, 2], [3, 4])
-viz.show(fig, alt="A test figure with a line that goes up")
+fig, ax = plt.subplots(figsize=(7.2, 3.3))
+for std, colour in ((0.11, viz.COLORS["control"]),
+                    (0.07, viz.COLORS["baseline"])):
+    ax.plot(through_layers(std), color=colour, label=f"std {std}, no norm")
+for std, width in ((0.11, 4.5), (0.07, 1.8)):
+    ax.plot(through_layers(std, rms_norm), linewidth=width,
+            color=viz.COLORS["ours"], alpha=0.35 if width > 4 else 1,
+            label=f"std {std}, rms_norm after each")
+ax.set(yscale="log", xlabel="layers passed", xlim=(0, 30),
+       ylabel="root mean square (log scale)",
+       title="Thirty layers with and without the volume knob")
+ax.legend(fontsize=8)
+viz.show(fig, alt="Size of a vector over thirty random layers, logarithmic. "
+         "Without a norm one curve climbs above a thousand and the other "
+         "falls below a thousandth; with rms_norm both lie flat at one.")
+
+# %% [markdown]
+# Both at exactly 1, one on top of the other. The scale of the weights no
+# longer matters to the next layer, which is why DeepSeek-V3 has two such
+# norms in each of its 61 layers, and two more inside its attention.
+#
+# What have you done so far?
 
 # %% tags=["nbval-ignore-output"]
-def draw(n):
-    fig, ax = plt.subplots()
-    ax.plot(range(n))
-    return fig
+progress("00")
+
+# %% [markdown]
+# ## 0.4 Measuring instead of marvelling
+#
+# A few nice samples prove nothing; we might have picked them. Two
+# measurements follow, each with a control that ought to fail.
+#
+# **The loss** is the average surprise, in **nats per token**: minus the
+# logarithm of the probability that the model gave to the token that came.
+# Somebody who knows nothing pays ln(2048) = 7.62. Somebody who knows how
+# common each token is pays less. And because we wrote the grammar, we know
+# what somebody would pay who knows *everything except the dice*: the
+# **entropy floor**. No model gets below it on average.
+#
+# **Guess before you run:** how far above the floor is the trained model?
+# Twice the floor? Ten times?
+
+# %%
+from minids3.data import DOMAINS, load_split
+
+train, valid = load_split("train"), load_split("validation")
 
 
-viz.play(draw, n=(1, 5))
+def documents(split, domain, n):
+    """Token ids and exact surprisal (nats) of a domain's first n documents."""
+    ends = np.append(split.doc_starts[1:], len(split.tokens))
+    chosen = np.flatnonzero(split.domain_ids == DOMAINS.index(domain))[:n]
+    ids = [torch.as_tensor(split.tokens[split.doc_starts[i]:ends[i]]).long()
+           for i in chosen]
+    return ids, split.bits[chosen].sum() * math.log(2)
+
+
+@torch.inference_mode()
+def surprise(model, ids):
+    """Nats paid for each token of one document after its first."""
+    logits = model(ids[None, :-1])[0]
+    return F.cross_entropy(logits, ids[1:], reduction="none")
+
+
+counts = np.bincount(train.tokens, minlength=tokenizer.vocab_size) + 1.0
+cost_of_token = torch.as_tensor(-np.log(counts / counts.sum()))
+
+loss = {}  # loss[who][domain], nats per token
+for domain in DOMAINS:
+    docs, exact = documents(valid, domain, 60)
+    tokens = sum(len(d) - 1 for d in docs)
+    totals = {
+        "untrained": sum(surprise(untrained, d).sum().item() for d in docs),
+        "token counts": sum(cost_of_token[d[1:]].sum().item() for d in docs),
+        "trained": sum(surprise(trained, d).sum().item() for d in docs),
+        "floor": exact,
+    }
+    for who, total in totals.items():
+        loss.setdefault(who, {})[domain] = total / tokens
+
+print(f"{'nats per token':<14}", *(f"{d:>11}" for d in DOMAINS))
+for who, by_domain in loss.items():
+    print(f"{who:<14}", *(f"{by_domain[d]:11.3f}" for d in DOMAINS))
+
+# %%
+fig, ax = plt.subplots(figsize=(7.4, 3.7))
+looks = {"untrained": viz.COLORS["control"],
+         "token counts": viz.COLORS["baseline"],
+         "trained": viz.COLORS["ours"], "floor": viz.COLORS["floor"]}
+for k, (who, by_domain) in enumerate(loss.items()):
+    places = np.arange(len(DOMAINS)) + 0.21 * (k - 1.5)
+    heights = [by_domain[d] for d in DOMAINS]
+    ax.bar(places, heights, width=0.19, color=looks[who], label=who)
+    for x, y in zip(places, heights):
+        ax.text(x, y + 0.08, f"{y:.2f}", ha="center", fontsize=7.5)
+top = math.log(tokenizer.vocab_size)
+ax.axhline(top, color=viz.COLORS["muted"], linewidth=1, linestyle="--")
+ax.text(3.62, top + 0.1, f"ln {tokenizer.vocab_size} = {top:.2f}",
+        ha="right", fontsize=8, color=viz.COLORS["muted"])
+ax.set_xticks(range(len(DOMAINS)), DOMAINS)
+ax.set(ylabel="loss (nats per token)", ylim=(0, 9.6), xlim=(-0.55, 3.65),
+       title="The trained model sits close to the floor")
+ax.grid(axis="x", visible=False)
+ax.legend(ncols=4, fontsize=8, loc="upper left")
+words = "; ".join(
+    f"{d}: untrained {loss['untrained'][d]:.2f}, token counts "
+    f"{loss['token counts'][d]:.2f}, trained {loss['trained'][d]:.2f}, "
+    f"floor {loss['floor'][d]:.2f}" for d in DOMAINS)
+viz.show(fig, alt=f"Loss in nats per token on 60 validation documents of "
+         f"each domain. {words}.")
+
+# %% [markdown]
+# The untrained model pays ln V, as it must: it cannot know anything yet. That
+# is the first thing to check in any training run, and notebook 02 does. Token
+# counts, the control that has *some* knowledge but no memory of what came
+# before, recover a part of it. Nearly all of the rest is context.
+#
+# *Where* does a model that knows the grammar still pay? **Guess:** in the
+# story below, which words are dear?
+
+# %%
+story = documents(valid, "stories", 4)[0][3]
+pieces = [tokenizer.decode([i]) for i in story[1:].tolist()]
+paid = surprise(trained, story).tolist()
+strip = viz.token_strip(pieces, paid)
+viz.show(strip.figure(columns=80, title="What each token cost (darker: more)"),
+         alt="A short story cut into tokens. The dark, expensive ones are "
+         "free choices: names, animals, things and places when they first "
+         "appear. Grammar words and repeated names are pale. The dearest is "
+         f"{pieces[int(np.argmax(paid))]!r} at {max(paid):.1f} nats.")
+
+# %% [markdown]
+# It pays where the author threw dice: a name, an animal, a place. What
+# follows from what was already said is nearly free. That is what 'close to
+# the floor' looks like from near by.
+#
+# **The second measurement is stricter.** Let each model write whole documents
+# on its own, from nothing but the start token, and hand them to the grammar:
+# *could you have written this, character for character?* A story whose last
+# answer contradicts its plot is refused. So is a sum with a wrong carry.
+#
+# **Guess before you run:** of 64 documents, how many does the grammar accept?
+
+# %%
+from minids3.data import corpora
+from minids3.infer import generate_ids
+
+
+def accepted(text):
+    """The domain whose grammar can produce `text`, or None."""
+    for domain in DOMAINS:
+        try:
+            corpora.score(domain, text)
+            return domain
+        except ValueError:
+            continue
+    return None
+
+
+def write_documents(model, n=64, limit=200, seed=0):
+    """n texts that the model writes from the start token alone."""
+    start = torch.full((n, 1), tokenizer.bos_id)
+    ids = generate_ids(model, start, limit, temperature=1.0, seed=seed,
+                       eos_id=tokenizer.eos_id)
+    texts = []
+    for row in ids[:, 1:].tolist():
+        if tokenizer.eos_id in row:
+            row = row[:row.index(tokenizer.eos_id)]
+        texts.append(tokenizer.decode(row))
+    return texts
+
+
+verdicts = {name: [accepted(text) for text in write_documents(model)]
+            for name, model in (("untrained", untrained),
+                                ("trained", trained))}
+for name, found in verdicts.items():
+    each = ", ".join(f"{d} {found.count(d)}" for d in DOMAINS)
+    print(f"{name:<10} {sum(v is not None for v in found):>2} of "
+          f"{len(found)} accepted   ({each})")
+
+# %% [markdown]
+# That is the difference training makes, with a number that nobody can argue
+# about. The documents it gets wrong are instructive too; print a few with
+# `write_documents(trained, 8)` and look for the broken rule.
+#
+# ## 0.5 Play
+#
+# Talk to it yourself. It knows four kinds of document and nothing else, so
+# open in one of those styles and see what it makes of the rest. Here is the
+# same opening at four **temperatures**, for readers without a live kernel:
+
+# %%
+opening = "Early in spring, Tilly the bear left a red kite"
+rows = [[f"{t:.1f}", continuation(trained, opening, temperature=t)]
+        for t in (0.0, 0.5, 1.0, 1.8)]
+viz.text_table(["temperature", f"after '{opening}'"], rows)
+
+# %% tags=["nbval-ignore-output"]
+import ipywidgets as widgets
+
+
+def talk(opening, temperature, seed, model):
+    """What the model writes after your opening."""
+    chosen = trained if model == "trained" else untrained
+    text = opening.replace("\\n", "\n")
+    return text + continuation(chosen, text, temperature, seed)
+
+
+wide = widgets.Layout(width="36em")
+viz.play(
+    talk,
+    opening=widgets.Combobox(
+        value="Add. Q: 27 + 58 = ?\\n", layout=wide,
+        options=[text.replace("\n", "\\n") for text in OPENINGS.values()]),
+    temperature=(0.0, 2.0, 0.1),
+    seed=(0, 9),
+    model=["trained", "untrained"],
+)
+
+# %% [markdown]
+# Type an opening and press Enter (`\n` stands for a new line). Things to try:
+# a sum with three-digit numbers, which it has never seen; a story about a
+# person with an unknown name; temperature 0, where it always takes the
+# likeliest token; temperature 2, where it falls apart.
+#
+# ## 0.6 The Bill
+#
+# Every notebook ends by entering one line in a ledger, computed by the
+# library from the real configuration of DeepSeek-V3. The first line is the
+# price of **not being clever**: all 671 billion parameters at work on each of
+# the 14.8 trillion tokens [TR], in 16-bit arithmetic.
+#
+# **Guess before you run:** $5.5 million was the claim. How much for the plain
+# way?
+
+# %%
+from minids3.sim import bill
+
+bill.show(upto="00")
+
+# %%
+line = bill.line_00()
+viz.show(bill.figure(upto="00"), alt="One bar of GPU-hours on a logarithmic "
+         f"axis: a dense 671B model needs {line.gpu_hours / 1e6:.1f} million, "
+         f"or ${line.dollars / 1e6:.0f} million. A dashed mark at 2.788 "
+         "million hours and $5.576 million is what the report says.")
+
+# %%
+ratio = line.gpu_hours / bill.PUBLISHED.gpu_hours
+print(f"The plain way costs {ratio:.1f} times the published figure.")
+
+# %% [markdown]
+# Somewhere in the next nineteen notebooks that factor has to be found, or the
+# article is wrong. Most of it turns up in notebook 04.
+#
+# ## Limits of what you saw
+#
+# - The corpora are **generated**. They are made to be measured, not to be
+#   interesting, and a model of them knows no English beyond them.
+# - 60 documents a domain and 64 samples are enough to tell 'nothing' from
+#   'nearly all', not to tell two good models apart. Notebook 19 does that.
+# - 'The grammar accepts it' says that a text is possible, not that the model
+#   chooses among possible texts with the right frequencies. The loss does.
+# - The first line of the Bill is a rule of thumb, 6 FLOPs per parameter and
+#   token; notebook 02 takes it apart.
+#
+# ## References
+#
+# 1. DeepSeek-V3 Technical Report, arXiv 2412.19437: abstract and table 1 (the
+#    cost), section 4.2 (tokens and hyper-parameters). [TR]
+# 2. Insights into DeepSeek-V3, arXiv 2505.09343: section 2 and table 4 (the
+#    measured rate). [ISCA]
+# 3. Zhang and Sennrich, Root Mean Square Layer Normalization, arXiv
+#    1910.07467: equation 4.
+#
+# **Next:** [01 · Data and tokens](01_data_and_tokens.ipynb), where the text
+# becomes numbers and the floor is computed.

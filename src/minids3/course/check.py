@@ -29,12 +29,13 @@ class CheckFailed(Exception):
         return [f"CheckFailed: {self}"]
 
 
-def check(id: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+def check(id: str, fn: Callable[..., Any], *, dry: bool = False) -> Callable[..., Any]:
     """Check ``fn`` against exercise ``id``, print a checklist, and return what to go on with.
 
     Args:
         id: of the exercise.
         fn: the reader's function.
+        dry: only look: record no progress, and never raise.
 
     Returns:
         ``fn`` if every item passed, else the library's function of the same kind.
@@ -45,10 +46,11 @@ def check(id: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     """
     exercise = get(id)
     report = run_check(exercise, fn)
-    progress.record(exercise, report.passed, len(report.items))
+    if not dry:
+        progress.record(exercise, report.passed, len(report.items))
     print(format_report(exercise, report))
     chosen = fn if report.ok else exercise.library
-    if not report.ok and strict():
+    if not report.ok and not dry and strict():
         _into_namespace(exercise.name, chosen)
         bad = next(i for i in report.items if i.status == "no")
         raise CheckFailed(
