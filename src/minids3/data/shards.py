@@ -1,0 +1,103 @@
+"""Shards: tokenised documents in one safetensors file, with where they begin and what they are worth.
+
+Layout, N tokens and M documents; every document is <|bos|> text <|eos|>:
+    tokens      uint16 [N] (int32 where the vocabulary is larger)
+    doc_starts  int32 [M]   offset of each <|bos|>
+    domain_ids  uint8 [M]   index into DOMAINS
+    bits        float64 [M] exact surprisal of the document, its domain's choice included
+Metadata: generator and tokenizer versions, so that a shard read with another vocabulary is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from minids3.data import corpora
+from minids3.data.corpora import DOMAINS, Document
+from minids3.data.files import REBUILD, DataError, write_atomic
+from minids3.data.tokenizer import Tokenizer
+
+FORMAT = "minids3-shard-1"
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The arrays of a shard, see the module's docstring."""
+
+    tokens: np.ndarray
+    doc_starts: np.ndarray
+    domain_ids: np.ndarray
+    bits: np.ndarray
+
+
+def tokenize_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> Arrays:
+    """Encode documents as <|bos|> text <|eos|>, one after the other."""
+    documents = list(documents)
+    if not documents:
+        raise ValueError("a shard needs at least one document")
+    encoded = tokenizer.encode_batch([document.text for document in documents])
+    lengths = np.array([len(ids) + 2 for ids in encoded])
+    flat = np.fromiter(
+        (i for ids in encoded for i in (tokenizer.bos_id, *ids, tokenizer.eos_id)),
+        dtype=np.int64,
+        count=int(lengths.sum()),
+    )
+    narrow = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    return Arrays(
+        tokens=flat.astype(narrow),
+        doc_starts=np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int32),
+        domain_ids=np.array([DOMAINS.index(d.domain) for d in documents], dtype=np.uint8),
+        bits=np.array([d.bits for d in documents], dtype=np.float64),
+    )
+
+
+def shard_bytes(arrays: Arrays, tokenizer: Tokenizer, seed: int) -> bytes:
+    """The file's content."""
+    # One key only: safetensors writes several in an order that changes from run to run.
+    note = f"{FORMAT};generator={corpora.VERSION};seed={seed};tokenizer={tokenizer.checksum}"
+    return save(
+        {
+            "tokens": arrays.tokens,
+            "doc_starts": arrays.doc_starts,
+            "domain_ids": arrays.domain_ids,
+            "bits": arrays.bits,
+        },
+        metadata={"minids3": note},
+    )
+
+
+def write_shard(path: Path, arrays: Arrays, tokenizer: Tokenizer, seed: int) -> None:
+    """Write a shard, at once or not at all."""
+    write_atomic(path, shard_bytes(arrays, tokenizer, seed))
+
+
+def read_shard(path: Path, tokenizer: Tokenizer) -> Arrays:
+    """Read a shard.
+
+    Raises:
+        DataError: if it is missing, not a shard, or was made with another tokenizer.
+    """
+    if not path.is_file():
+        raise DataError(f"data file {path.name} is missing from {path.parent}: run '{REBUILD}'")
+    try:
+        with safe_open(path, framework="np") as file:
+            note = (file.metadata() or {}).get("minids3", "")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path.name} cannot be read ({error}): run '{REBUILD}'") from None
+    if not note.startswith(FORMAT + ";"):
+        raise DataError(f"{path.name} is not a shard of format {FORMAT}: run '{REBUILD}'")
+    made_with = dict(part.split("=") for part in note.split(";")[1:])["tokenizer"]
+    if made_with != tokenizer.checksum:
+        raise DataError(
+            f"wrong vocabulary: {path.name} was made with tokenizer {made_with[:12]}..., but the "
+            f"one given is {tokenizer.checksum[:12]}...; use the tokenizer.json beside it or run "
+            f"'{REBUILD}'"
+        )
+    return Arrays(**{name: arrays[name] for name in ("tokens", "doc_starts", "domain_ids", "bits")})

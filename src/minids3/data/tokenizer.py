@@ -1,0 +1,168 @@
+"""The tokenizer in use: `tokenizers` does the work, our file format and guarantees around it.
+
+The file holds the merges as pairs of ids; everything else (specials, bytes, pattern) is fixed by `bpe`.
+Text is always text: a user who types `<|eos|>` gets the characters, not the control token, unless
+`allow_special=True` is passed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
+from minids3.data.bpe import BPE, BYTE_ORDER, N_SPECIALS, PATTERN, SPECIALS, Pair
+from minids3.data.files import DataError, write_atomic
+
+FORMAT = "minids3-bpe-1"
+_SPECIAL = re.compile("(" + "|".join(re.escape(name) for name in SPECIALS) + ")")
+
+
+def byte_characters() -> dict[int, str]:
+    """The printable character by which `tokenizers` (as GPT-2) writes each byte in its vocabulary."""
+    table, extra = {}, 0
+    for byte in BYTE_ORDER:
+        printable = 0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or byte >= 0xAE
+        table[byte] = chr(byte) if printable else chr(256 + extra)
+        extra += not printable
+    return table
+
+
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def train_merges(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> list[Pair]:
+    """Learn merges with the `tokenizers` package, as pairs of ids (same contract as `bpe.train_bpe`)."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = _pre_tokenizer()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    learned = json.loads(backend.to_str())["model"]
+    vocab = learned["vocab"]
+    pairs = [m if isinstance(m, list) else m.split(" ") for m in learned["merges"]]
+    return [(vocab[left], vocab[right]) for left, right in pairs]
+
+
+class Tokenizer:
+    """Byte-level BPE with eight control tokens; lossless for every string.
+
+    Args:
+        merges: pairs of token ids in the order they were learned.
+    """
+
+    bos_id, eos_id, pad_id, user_id, assistant_id, fim_begin_id, fim_hole_id, fim_end_id = range(8)
+
+    def __init__(self, merges: Sequence[Pair]) -> None:
+        self.merges = [(int(left), int(right)) for left, right in merges]
+        self._bpe = BPE(self.merges)
+        characters = byte_characters()
+        names = list(SPECIALS) + [
+            "".join(characters[byte] for byte in token)
+            for token in self._bpe.token_bytes[N_SPECIALS:]
+        ]
+        if len(set(names)) != len(names):
+            raise ValueError("two merges make the same token: the list of merges is not usable")
+        # Control tokens are in the vocabulary but not "added tokens", or text could spell them.
+        model = models.BPE(
+            vocab={name: i for i, name in enumerate(names)},
+            merges=[(names[left], names[right]) for left, right in self.merges],
+        )
+        self.backend = Backend(model)
+        self.backend.pre_tokenizer = _pre_tokenizer()
+        self.backend.decoder = decoders.ByteLevel()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return len(self._bpe.token_bytes)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of what defines the ids; shards carry it, so a wrong vocabulary is noticed."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def encode(
+        self, text: str, bos: bool = False, eos: bool = False, allow_special: bool = False
+    ) -> list[int]:
+        """Token ids of a text; with `allow_special` names such as `<|user|>` become control tokens.
+
+        Raises:
+            TypeError: if `text` is not a string.
+            ValueError: if it holds lone surrogates, which UTF-8 cannot write.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"encode wants a string, got {type(text).__name__}")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text is not valid Unicode at character {error.start}") from None
+        ids = [self.bos_id] if bos else []
+        for part in _SPECIAL.split(text) if allow_special else (text,):
+            if allow_special and part in SPECIALS:
+                ids.append(SPECIALS.index(part))
+            else:
+                ids += self.backend.encode(part).ids
+        return ids + ([self.eos_id] if eos else [])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of many texts, without control tokens."""
+        return [encoding.ids for encoding in self.backend.encode_batch(list(texts))]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of token ids; control tokens are left out, or written by name.
+
+        Raises:
+            ValueError: for an id outside the vocabulary.
+        """
+        return b"".join(
+            b"" if skip_special and i < N_SPECIALS else self.token_bytes(i) for i in map(int, ids)
+        ).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes one token stands for (the name, for a control token)."""
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token {token} is outside the vocabulary of {self.vocab_size}")
+        return self._bpe.token_bytes[token]
+
+    def to_json(self) -> str:
+        """The tokenizer as canonical JSON text."""
+        head = {"format": FORMAT, "pattern": PATTERN, "specials": list(SPECIALS)}
+        lines = ",\n".join(f"  [{left}, {right}]" for left, right in self.merges)
+        return json.dumps(head, indent=1)[:-2] + f',\n "merges": [\n{lines}\n ]\n}}\n'
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer file, at once or not at all."""
+        write_atomic(Path(path), self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a tokenizer file; DataError if it is not one."""
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"tokenizer file {path.name} is missing from {path.parent}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path.name} is not a tokenizer file: {error}") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise DataError(f"{path.name} is not a tokenizer file of format {FORMAT}")
+        if content["pattern"] != PATTERN or content["specials"] != list(SPECIALS):
+            raise DataError(f"{path.name} was made for another pattern or other control tokens")
+        return cls([tuple(pair) for pair in content["merges"]])
