@@ -1,7 +1,7 @@
 """Data: corpora whose entropy is known, byte-level BPE, shards, packing, and real text.
 
-The path of a document: `corpora` writes it and knows its surprisal, `tokenizer` turns it into ids, `shards`
-stores it, `loading` checks and reads it, `packing` cuts batches.
+The path of a document: `corpora` writes it and knows its surprisal, `tokenizer` turns it into
+ids, `shards` stores it, `loading` checks and reads it, `packing` cuts batches.
 """
 
 from minids3.data import corpora

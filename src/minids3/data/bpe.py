@@ -2,15 +2,16 @@ r"""Byte-level byte-pair encoding, ours: short enough to read, fast enough to us
 
 Recipe (Sennrich, Haddow and Birch 2016, on bytes as in GPT-2):
 
-1. cut the text into pieces that merges never cross (`PATTERN`): words with the space before them, single
-   digits, runs of punctuation, line breaks with the indentation that follows;
+1. cut the text into pieces that merges never cross (`PATTERN`): words with the space before them,
+   single digits, runs of punctuation, line breaks with the indentation that follows;
 2. every piece starts as its UTF-8 bytes, one token each, so nothing is ever unknown;
 3. count adjacent pairs over all pieces, merge the most frequent pair into a new token, repeat.
 
-Ids: `N_SPECIALS` control tokens, then 256 bytes, then one token per merge. Bytes are numbered as the
-`tokenizers` package numbers them (printable ones first), and ties are broken as it does: highest count,
-then smallest pair of ids. So both give the same ids, which a test proves. `heapq` keeps the candidates;
-counts that went out of date are corrected when they come up, as in that package.
+Ids: `N_SPECIALS` control tokens, then 256 bytes, then one token per merge. Bytes are numbered as
+the `tokenizers` package numbers them (printable ones first), and ties are broken as it does:
+highest count, then smallest pair of ids. So both give the same ids, which a test proves. `heapq`
+keeps the candidates; counts that went out of date are corrected when they come up, as in that
+package.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 SPECIALS = (
     "<|bos|>",
@@ -75,8 +77,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> 
 
     Args:
         texts: any number of strings.
-        vocab_size: specials + 256 bytes + merges; the i-th merge makes token `N_SPECIALS + 256 + i`.
-        min_frequency: a pair must occur this often.
+        vocab_size: specials + 256 bytes + merges; the i-th merge makes token `N_SPECIALS + 256 +
+        i`. min_frequency: a pair must occur this often.
 
     Raises:
         ValueError: if `vocab_size` leaves no room for the bytes.
@@ -93,7 +95,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> 
     counts: dict[Pair, int] = defaultdict(int)
     homes: dict[Pair, set[int]] = defaultdict(set)  # the words a pair occurs in
     for index, (word, times) in enumerate(zip(words, multiplicity, strict=True)):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             counts[pair] += times
             homes[pair].add(index)
     heap = [(-count, pair) for pair, count in counts.items()]
@@ -114,9 +116,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> 
         for index in homes.pop(pair):
             old, times = words[index], multiplicity[index]
             new = merge_pair(old, pair, new_id)
-            for gone in zip(old, old[1:], strict=False):
+            for gone in pairwise(old):
                 counts[gone] -= times
-            for come in zip(new, new[1:], strict=False):
+            for come in pairwise(new):
                 counts[come] += times
                 homes[come].add(index)
                 if new_id in come:
@@ -148,7 +150,7 @@ class BPE:
             self.token_bytes.append(self.token_bytes[left] + self.token_bytes[right])
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text: in every piece apply the earliest-learned merge until none applies."""
+        """Token ids of a text: per piece, apply the earliest-learned merge until none applies."""
         ids: list[int] = []
         for piece in split_pieces(text):
             if piece not in self._cache:
@@ -160,9 +162,7 @@ class BPE:
         """Token ids of one piece."""
         ids = piece_ids(piece)
         while len(ids) > 1:
-            best = min(
-                zip(ids, ids[1:], strict=False), key=lambda p: self.rank.get(p, len(self.rank))
-            )
+            best = min(pairwise(ids), key=lambda p: self.rank.get(p, len(self.rank)))
             if best not in self.rank:
                 break
             ids = merge_pair(ids, best, N_SPECIALS + 256 + self.rank[best])

@@ -34,7 +34,7 @@ def build_contents() -> dict[str, bytes]:
 
 
 def build(folder: Path) -> list[str]:
-    """Write the data into a folder and return the names; other files there (checkpoints) are kept."""
+    """Write the data into a folder and return the names; other files there are kept."""
     contents = build_contents()
     for name, content in contents.items():
         write_atomic(folder / name, content)

@@ -16,7 +16,7 @@ class DataError(RuntimeError):
 
 
 def data_dir() -> Path:
-    """Folder of the shipped data: $MINIDS3_DATA, else the installed package's, else the repository's.
+    """Folder of the shipped data: $MINIDS3_DATA, else the package's, else the repository's.
 
     Raises:
         DataError: if none of them exists.

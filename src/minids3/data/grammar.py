@@ -1,24 +1,26 @@
 """A tiny probabilistic grammar: one program, three readings of it.
 
-A document generator is an ordinary function `program(d)`. It writes fixed text with `d.emit` and makes
-random choices with `d.pick` and `d.branch`; both write the text of what was chosen *at once*. Running
-the same function against three different `d` gives
+A document generator is an ordinary function `program(d)`. It writes fixed text with `d.emit` and
+makes random choices with `d.pick` and `d.branch`; both write the text of what was chosen *at
+once*. Running the same function against three different `d` gives
 
 - `sample(program, rng)`: a document, with the surprisal of each choice and where it was made;
-- `score(program, text)`: the surprisal of that very text, found by reading the choices back out of it;
+- `score(program, text)`: the surprisal of that very text, found by reading the choices back out
+  of it;
 - `entropy(program)`: the expected surprisal of a document.
 
-What is exact. At every choice the texts of the options are *prefix-free* (no option begins another), so
-whoever reads from left to right can tell which option was taken. By induction the map from choices to
-text is one-to-one, hence the probability of a text is the product of the probabilities of its choices:
-`score` is exact, and so is `entropy`, which adds up all structural branches. There is no sampling and no
-bound in either, up to floating point. What is a bound: a *model's* expected loss on the documents. It is
-at least the entropy (Shannon's source coding theorem) and reaches it only for the true distribution.
+What is exact. At every choice the texts of the options are *prefix-free* (no option begins
+another), so whoever reads from left to right can tell which option was taken. By induction the
+map from choices to text is one-to-one, hence the probability of a text is the product of the
+probabilities of its choices: `score` is exact, and so is `entropy`, which adds up all structural
+branches. There is no sampling and no bound in either, up to floating point. What is a bound: a
+*model's* expected loss on the documents. It is at least the entropy (Shannon's source coding
+theorem) and reaches it only for the true distribution.
 
-`pick` or `branch`? `pick` promises symmetry: whatever is picked, the entropy of the rest of the document
-is the same, so `entropy` follows one representative. `branch` promises nothing, and `entropy` walks every
-option. A wrong promise is found by the tests: `entropy(program, rng)` follows random representatives
-and must give the same number each time.
+`pick` or `branch`? `pick` promises symmetry: whatever is picked, the entropy of the rest of the
+document is the same, so `entropy` follows one representative. `branch` promises nothing, and
+`entropy` walks every option. A wrong promise is found by the tests: `entropy(program, rng)`
+follows random representatives and must give the same number each time.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Protocol
 
 
@@ -37,7 +40,7 @@ class GrammarError(RuntimeError):
 
 @dataclass(frozen=True)
 class Choice:
-    """One random choice: the character offset at which its text begins, and its surprisal in bits."""
+    """One random choice: the character offset of its text, and its surprisal in bits."""
 
     offset: int
     bits: float
@@ -55,7 +58,7 @@ class Director(Protocol):
         weights: Sequence[float] | None = None,
         show: Callable[[Any], str] = str,
     ) -> Any:
-        """Choose an option and write `show(option)`; the rest is equally uncertain whatever it is."""
+        """Choose an option, write `show(option)`; the rest is equally uncertain whatever it is."""
 
     def branch(
         self,
@@ -66,6 +69,9 @@ class Director(Protocol):
         """Choose an option and write `show(option)`; what follows may depend on it in any way."""
 
 
+Options = Sequence[Any]
+Weights = Sequence[float] | None
+Show = Callable[[Any], str]
 Program = Callable[[Any], None]
 
 
@@ -103,18 +109,21 @@ def _weights(options: Sequence[Any], weights: Sequence[float] | None) -> tuple[f
 @lru_cache(maxsize=65536)
 def _require_prefix_free(texts: tuple[str, ...]) -> None:
     ordered = sorted(texts)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         if second.startswith(first):
             raise GrammarError(f"options {first!r} and {second!r} cannot be told apart")
 
 
 class _Base:
-    def branch(self, options, weights=None, show=str):
+    pick: Callable[..., Any]
+
+    def branch(self, options: Options, weights: Weights = None, show: Show = str) -> Any:
+        """The same as `pick` unless an interpreter says otherwise."""
         return self.pick(options, weights, show)
 
 
 class Sampler(_Base):
-    """Writes a document with a seeded generator; only `rng.random()` is used, stable across Pythons."""
+    """Writes a document; uses only `rng.random()`, which is stable across Pythons."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -123,10 +132,12 @@ class Sampler(_Base):
         self.choices: list[Choice] = []
 
     def emit(self, text: str) -> None:
+        """Write fixed text."""
         self.pieces.append(text)
         self.length += len(text)
 
-    def pick(self, options, weights=None, show=str):
+    def pick(self, options: Options, weights: Weights = None, show: Show = str) -> Any:
+        """Draw an option and write its text."""
         probs = probabilities(_weights(options, weights))
         threshold = self.rng.random()
         index, reached = 0, probs[0]
@@ -139,7 +150,7 @@ class Sampler(_Base):
 
 
 class Scorer(_Base):
-    """Follows the program along a given text and recognises each choice by the text that comes next."""
+    """Follows the program along a text and recognises each choice by what comes next."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -154,11 +165,13 @@ class Scorer(_Base):
         )
 
     def emit(self, text: str) -> None:
+        """Step over fixed text."""
         if not self.text.startswith(text, self.position):
             self._fail(repr(text))
         self.position += len(text)
 
-    def pick(self, options, weights=None, show=str):
+    def pick(self, options: Options, weights: Weights = None, show: Show = str) -> Any:
+        """Recognise an option by the text that follows."""
         probs = probabilities(_weights(options, weights))
         texts = [show(option) for option in options]
         found = [i for i, t in enumerate(texts) if self.text.startswith(t, self.position)]
@@ -174,7 +187,7 @@ class Scorer(_Base):
 
 
 class EntropyWalker:
-    """Follows one path of branches (the first option where `path` ends) and adds up what it is worth."""
+    """Follows one path of branches (first options where `path` ends) and adds up its worth."""
 
     def __init__(self, path: tuple[int, ...], rng: random.Random | None = None) -> None:
         self.path = path
@@ -187,7 +200,8 @@ class EntropyWalker:
     def emit(self, text: str) -> None:
         """Fixed text has no entropy."""
 
-    def pick(self, options, weights=None, show=str):
+    def pick(self, options: Options, weights: Weights = None, show: Show = str) -> Any:
+        """Add the entropy of the choice and follow a representative."""
         weights = _weights(options, weights)
         _require_prefix_free(tuple(show(option) for option in options))
         self.pick_bits += entropy_bits(weights)
@@ -195,7 +209,8 @@ class EntropyWalker:
             return options[0]
         return options[int(self.rng.random() * len(options))]
 
-    def branch(self, options, weights=None, show=str):
+    def branch(self, options: Options, weights: Weights = None, show: Show = str) -> Any:
+        """Take the option that the path says, and its probability."""
         probs = probabilities(_weights(options, weights))
         _require_prefix_free(tuple(show(option) for option in options))
         depth = len(self.taken)
@@ -229,7 +244,7 @@ def score(program: Program, text: str) -> float:
 
 
 def entropy(program: Program, rng: random.Random | None = None) -> float:
-    """Exact entropy in bits of a document: the sum over branch paths of P (-log2 P + bits of picks).
+    """Exact entropy of a document in bits: sum over branch paths of P (-log2 P + bits of picks).
 
     With `rng` random representatives of the picks are followed; the result must not depend on it.
     """

@@ -1,4 +1,4 @@
-"""Loading what is shipped: the tokenizer and the two splits, checked, and the floor of their loss."""
+"""Loading what is shipped: tokenizer and splits, checked, and the floor of their loss."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Split:
-    """Tokenised documents: tokens int32 [N], and for M documents doc_starts int64, domain_ids int8, bits."""
+    """Tokens int32 [N]; of M documents doc_starts int64, domain_ids int8, bits float64 [M]."""
 
     name: str
     tokens: Tensor
@@ -92,7 +92,8 @@ def load_split(
 
     Raises:
         ValueError: for another name.
-        DataError: if the file is missing, its checksum is wrong, or it belongs to another tokenizer.
+        DataError: if the file is missing, its checksum is wrong, or it belongs to another
+        tokenizer.
     """
     if name not in SPLITS:
         raise ValueError(f"unknown split {name!r}: choose one of {', '.join(SPLITS)}")
@@ -106,8 +107,9 @@ def load_split(
 def entropy_floor(split: Split) -> float:
     """Surprisal of the split under the true grammar, in nats per predicted token.
 
-    Every token but the first is predicted; <|bos|> and <|eos|> cost the grammar nothing. In expectation no
-    model can have a lower mean loss on fresh documents; on one finite split a model may differ from it by
-    chance only. A window that hides the beginning of a document can only raise a model's loss.
+    Every token but the first is predicted; <|bos|> and <|eos|> cost the grammar nothing. In
+    expectation no model can have a lower mean loss on fresh documents; on one finite split a
+    model may differ from it by chance only. A window that hides the beginning of a document can
+    only raise a model's loss.
     """
     return float(split.bits.sum()) * math.log(2) / (len(split.tokens) - 1)

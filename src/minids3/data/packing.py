@@ -1,10 +1,12 @@
 """Packing: documents laid end to end and cut into rows, as in DeepSeek-V3's pre-training.
 
-TR section 4.1: documents are packed, and attention is *not* masked at their borders. Nothing is padded and
-nothing is lost but a tail shorter than a row. Rejected: one document a row, which pads most of it.
+TR section 4.1: documents are packed, and attention is *not* masked at their borders. Nothing is
+padded and nothing is lost but a tail shorter than a row. Rejected: one document a row, which pads
+most of it.
 
-An epoch lays the documents in a fresh random order and cuts rows of T + 1 tokens that overlap by one, so
-every token but the first is predicted exactly once. A batch is a pure function of (seed, step).
+An epoch lays the documents in a fresh random order and cuts rows of T + 1 tokens that overlap by
+one, so every token but the first is predicted exactly once. A batch is a pure function of (seed,
+step).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def pack(split: Split, order: Tensor) -> Tensor:
 
 
 def rows(stream: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
-    """Cut a stream [N] into inputs and targets [R, T] with R = (N - 1) // T; targets are one ahead."""
+    """Cut a stream [N] into inputs and targets [R, T], R = (N - 1) // T; targets are one ahead."""
     count = (len(stream) - 1) // seq_len
     if count == 0:
         raise ValueError(f"{len(stream)} tokens are too few for one row of {seq_len} + 1")
@@ -79,7 +81,7 @@ class PackedBatches:
         return inputs, targets, row_order
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets int64 [B, T] of a step; the same for the same seed and step, in any order."""
+        """Inputs and targets int64 [B, T] of a step: a pure function of seed and step."""
         if step < 0:
             raise ValueError(f"step must not be negative, got {step}")
         picked_inputs, picked_targets = [], []

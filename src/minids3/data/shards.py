@@ -1,4 +1,4 @@
-"""Shards: tokenised documents in one safetensors file, with where they begin and what they are worth.
+"""Shards: tokenised documents in one safetensors file, where they begin, what they are worth.
 
 Layout, N tokens and M documents; every document is <|bos|> text <|eos|>:
     tokens      uint16 [N] (int32 where the vocabulary is larger)

@@ -1,4 +1,4 @@
-"""Real text: any file or folder, and the running Python's standard library, which needs no download."""
+"""Real text: any file or folder, and the running Python's standard library (no download)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def standard_library(max_bytes: int = 1_000_000) -> list[str]:
 
 
 def text_split(documents: list[str], tokenizer: Tokenizer, name: str = "text") -> Split:
-    """Documents of real text as a split; its surprisal under any true source is unknown: bits are NaN."""
+    """Documents of real text as a split; their true surprisal is unknown, so bits are NaN."""
     if not documents:
         raise ValueError("no documents")
     encoded = [

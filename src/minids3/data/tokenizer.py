@@ -1,8 +1,8 @@
 """The tokenizer in use: `tokenizers` does the work, our file format and guarantees around it.
 
-The file holds the merges as pairs of ids; everything else (specials, bytes, pattern) is fixed by `bpe`.
-Text is always text: a user who types `<|eos|>` gets the characters, not the control token, unless
-`allow_special=True` is passed.
+The file holds the merges as pairs of ids; everything else (specials, bytes, pattern) is fixed by
+`bpe`. Text is always text: a user who types `<|eos|>` gets the characters, not the control token,
+unless `allow_special=True` is passed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SPECIAL = re.compile("(" + "|".join(re.escape(name) for name in SPECIALS) + ")"
 
 
 def byte_characters() -> dict[int, str]:
-    """The printable character by which `tokenizers` (as GPT-2) writes each byte in its vocabulary."""
+    """The character by which `tokenizers`, as GPT-2, writes each byte in its vocabulary."""
     table, extra = {}, 0
     for byte in BYTE_ORDER:
         printable = 0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or byte >= 0xAE
@@ -43,7 +43,7 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 
 
 def train_merges(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> list[Pair]:
-    """Learn merges with the `tokenizers` package, as pairs of ids (same contract as `bpe.train_bpe`)."""
+    """Learn merges with the `tokenizers` package, as pairs of ids; contract of `bpe.train_bpe`."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = _pre_tokenizer()
     trainer = trainers.BpeTrainer(

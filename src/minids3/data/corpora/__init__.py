@@ -1,11 +1,12 @@
 """Four domains that look different, and the mixture of them: documents with their exact surprisal.
 
-`stories` (two things moved between places, then a question), `arithmetic` (worked column by column),
-`code` (functions with a docstring and asserts that execute) and `facts` (questions about an invented
-world). Everything is seeded: the same call gives the same documents on every machine.
+`stories` (two things moved between places, then a question), `arithmetic` (worked column by
+column), `code` (functions with a docstring and asserts that execute) and `facts` (questions about
+an invented world). Everything is seeded: the same call gives the same documents on every machine.
 
-The first words differ between the domains, so a text belongs to at most one of them, and the surprisal of
-a document drawn from the mixture is exactly -log2 P(domain) + bits within the domain.
+The first words differ between the domains, so a text belongs to at most one of them, and the
+surprisal of a document drawn from the mixture is exactly -log2 P(domain) + bits within the
+domain.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def entropy(domain: str) -> float:
 
 
 def score(domain: str, text: str) -> float:
-    """Exact surprisal of a text within its domain in bits; ValueError if the grammar cannot write it."""
+    """Exact surprisal of a text within its domain, in bits; ValueError if it is impossible."""
     return grammar.score(_program(domain), text)
 
 
@@ -77,7 +78,7 @@ def trace(domain: str, text: str) -> tuple[Choice, ...]:
 
 
 def mixture(n: int, seed: int = 0) -> Iterator[Document]:
-    """Draw `n` documents, the domain of each by `PROBABILITIES`; `bits` includes the domain's choice."""
+    """Draw `n` documents, domains by `PROBABILITIES`; `bits` includes the domain's choice."""
     _require_count(n)
     rng = random.Random(f"mixture:{seed}")
     for _ in range(n):
@@ -91,5 +92,5 @@ def mixture(n: int, seed: int = 0) -> Iterator[Document]:
 
 
 def mixture_entropy() -> float:
-    """Exact entropy in bits of a document of the mixture: H(domain) + sum of P(domain) H(document)."""
+    """Exact entropy of a document of the mixture in bits: H(domain) + sum P(domain) H(document)."""
     return math.fsum(p * (entropy(d) - math.log2(p)) for d, p in PROBABILITIES.items())

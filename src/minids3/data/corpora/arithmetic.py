@@ -1,7 +1,8 @@
 """Arithmetic: sums, differences and products, worked column by column.
 
-Only the question is random; the working and the answer follow from it. So nearly all of a document's
-entropy sits in its first line, and a model that has learned to calculate finds the rest free.
+Only the question is random; the working and the answer follow from it. So nearly all of a
+document's entropy sits in its first line, and a model that has learned to calculate finds the
+rest free.
 """
 
 from __future__ import annotations

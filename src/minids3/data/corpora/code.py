@@ -21,7 +21,7 @@ SMALL = range(1, 10)
 
 @dataclass(frozen=True)
 class Kind:
-    """A family of functions: `doc` and `body` may name the argument {v}, and the constants {k} and {c}."""
+    """A family of functions; `doc` and `body` may name the argument {v}, constants {k} and {c}."""
 
     name: str
     argument: str  # "number", "list" or "text"
@@ -48,8 +48,8 @@ KINDS = (
          lambda v, k, c: max(v) + k),
     Kind("smallest", "list", ("the smallest of {v} times ", "."), ("return min({v}) * {k}",),
          lambda v, k, c: min(v) * k),
-    Kind("repeat", "text", ("{v} repeated ", " times."), ("return {v} * {k}",), lambda v, k, c: v * k),
-    Kind("at_least", "number", ("{v}, but never less than ", "."),
+    Kind("repeat", "text", ("{v} repeated ", " times."), ("return {v} * {k}",), lambda v, k, c: v
+    * k), Kind("at_least", "number", ("{v}, but never less than ", "."),
          ("if {v} < {k}:", "    return {k}", "return {v}"), lambda v, k, c: max(v, k)),
     Kind("is_multiple", "number", ("whether {v} is a multiple of ", "."),
          ("return {v} % {k} == 0",), lambda v, k, c: v % k == 0),

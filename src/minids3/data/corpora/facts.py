@@ -1,7 +1,8 @@
 """Facts: questions and answers about an invented world that never changes.
 
-Eighteen towns, each with a river, a region, a ruler and a craft, drawn once from a fixed seed. Which
-question is asked is random, the answer is not: a model has to remember the world. All names are invented.
+Eighteen towns, each with a river, a region, a ruler and a craft, drawn once from a fixed seed.
+Which question is asked is random, the answer is not: a model has to remember the world. All names
+are invented.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ WORLD = _draw_world()
 
 @dataclass(frozen=True)
 class Form:
-    """A way to ask: text before the key, text after it with the answer; `key` names the known column."""
+    """A way to ask: text before the key, text after it with the answer; `key` names a column."""
 
     ask: str
     key: str

@@ -1,7 +1,8 @@
 """Stories: two animals, two things, and the places the things are moved to.
 
-The state is two locations. Every event changes it (carry, hide, put beside, swap), reports it (look for)
-or leaves it alone; the last line asks where one thing is, and the answer follows from the text.
+The state is two locations. Every event changes it (carry, hide, put beside, swap), reports it
+(look for) or leaves it alone; the last line asks where one thing is, and the answer follows from
+the text.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ def _event(d: Any, people: tuple[str, str], things: tuple[str, str], where: dict
 
 
 def _reason(d: Any) -> None:
-    """A full stop, or a reason and a full stop: one choice among all of them, so it is symmetric."""
+    """A full stop, or a reason and a full stop: one choice among all, hence symmetric."""
     weights = zipf(len(REASONS), 0.7)
     scale = 0.35 / 0.65 / sum(weights)
     d.pick(
