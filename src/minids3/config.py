@@ -1,9 +1,10 @@
 """The configuration of a model: one flat, frozen dataclass with the field's own names.
 
-The names are those of the released DeepSeek-V3 ``config.json`` (Hugging Face ``deepseek_v3``), so that
-a foreign configuration is read by name alone. One class serves the dense baseline and the full model:
-``attention`` chooses between grouped-query attention (``"gqa"``; MHA when the key-value heads equal the
-heads) and latent attention (``"mla"``); ``n_routed_experts = 0`` means every layer is dense.
+The names are those of the released DeepSeek-V3 ``config.json`` (Hugging Face ``deepseek_v3``), so
+that a foreign configuration is read by name alone. One class serves the dense baseline and the full
+model: ``attention`` chooses between grouped-query attention (``"gqa"``; MHA when the key-value
+heads equal the heads) and latent attention (``"mla"``); ``n_routed_experts = 0`` means every layer
+is dense.
 
 A nested configuration (attention, experts, rope) was the alternative. Flat won because a reader
 greps one name, and because ``cfg.replace(n_routed_experts=16)`` is one line.
@@ -22,7 +23,7 @@ __all__ = ["PRESETS", "ConfigError", "ModelConfig", "get_config"]
 
 
 class ConfigError(ValueError):
-    """A configuration that no model can be built from; the message names the field and the remedy."""
+    """A configuration that no model can be built from; the message names field and remedy."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ class ModelConfig:
         reachable = self.n_routed_experts // self.n_group * self.topk_group
         if self.num_experts_per_tok > reachable:
             raise ConfigError(
-                f"num_experts_per_tok={self.num_experts_per_tok} exceeds the {reachable} experts of "
-                f"topk_group={self.topk_group} groups"
+                f"num_experts_per_tok={self.num_experts_per_tok} exceeds the {reachable} experts "
+                f"of topk_group={self.topk_group} groups"
             )
 
     @property
@@ -160,7 +161,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelConfig:
-        """Build a configuration from ``to_dict``'s output; an unknown name raises ``ConfigError``."""
+        """Build from ``to_dict``'s output; an unknown name raises ``ConfigError``."""
         _known_fields(fields)
         return cls(**fields)
 
@@ -173,7 +174,7 @@ class ModelConfig:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ModelConfig:
-        """Read a configuration written by ``save``; ``ConfigError`` says what is wrong with the file."""
+        """Read what ``save`` wrote; ``ConfigError`` says what is wrong with the file."""
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
@@ -257,7 +258,8 @@ PRESETS: dict[str, ModelConfig] = {
         routed_scaling_factor=2.5,
         num_nextn_predict_layers=1,
     ),
-    # The released model (facts: V3 config_671B, HF, TR section 4.2; YaRN from the released config.json).
+    # The released model (its repository's config_671B.json; initialisation: TR section 4.2;
+    # YaRN: the released config.json).
     "v3_671b": ModelConfig(
         vocab_size=129280,
         hidden_size=7168,
@@ -288,7 +290,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def get_config(name: str, **changes: Any) -> ModelConfig:
-    """Return the preset ``name``, with some fields changed; an unknown name raises ``ConfigError``."""
+    """Return the preset ``name``, some fields changed; an unknown name raises ``ConfigError``."""
     if name not in PRESETS:
         raise ConfigError(f"no preset {name!r}; the presets are {', '.join(PRESETS)}")
     return PRESETS[name].replace(**changes)

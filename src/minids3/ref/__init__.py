@@ -1,1 +1,1 @@
-"""Plain, differentiable PyTorch for every operation: the oracle that faster code is measured against."""
+"""Plain, differentiable PyTorch for every operation: the oracle of all faster code."""

@@ -9,7 +9,7 @@ __all__ = ["swiglu_ref"]
 
 
 def swiglu_ref(gate: Tensor, up: Tensor) -> Tensor:
-    """Gate one projection with the SiLU of another: silu(gate) * up (Shazeer 2020, arXiv 2002.05202).
+    """silu(gate) * up: one projection gates another (Shazeer 2020, arXiv 2002.05202).
 
     Args:
         gate: ``[..., F]``.

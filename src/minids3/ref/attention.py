@@ -11,9 +11,10 @@ __all__ = ["causal_attention_ref"]
 def causal_attention_ref(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """Softmax attention in which position t sees positions 0 .. t.
 
-    o_t = sum_s softmax_s(q_t . k_s * scale) v_s (Vaswani et al. 2017, arXiv 1706.03762, eq. 1, masked). The
-    queries are the **last** T of the S positions, so the same function serves training (T = S) and decoding
-    with a cache (T < S). Key-value heads are repeated for grouped-query attention.
+    o_t = sum_s softmax_s(q_t . k_s * scale) v_s (Vaswani et al. 2017, arXiv 1706.03762, eq. 1,
+    masked). The queries are the **last** T of the S positions, so the same function serves training
+    (T = S) and decoding with a cache (T < S). Key-value heads are repeated for grouped-query
+    attention.
 
     Args:
         q: ``[B, H, T, d]``.

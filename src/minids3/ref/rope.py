@@ -1,8 +1,9 @@
 """Rotary position embedding, the reference.
 
-Two layouts are in use. *Interleaved* pairs neighbours (2j, 2j+1): DeepSeek-V3's checkpoints. *Half-split*
-pairs (j, j + R/2): Llama as Hugging Face stores it. Scores are the same when queries and keys agree and the
-weights' rows are permuted to match, which is why the layout is an argument and not a second function.
+Two layouts are in use. *Interleaved* pairs neighbours (2j, 2j+1): DeepSeek-V3's checkpoints.
+*Half-split* pairs (j, j + R/2): Llama as Hugging Face stores it. Scores are the same when queries
+and keys agree and the weights' rows are permuted to match, which is why the layout is an argument
+and not a second function.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def rope_tables(
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position's rotation angles.
 
-    Pair j at position t turns by the angle t * theta^(-2j/R) (Su et al. 2021, arXiv 2104.09864, eq. 15).
+    Pair j at position t turns by the angle t * theta^(-2j/R) (Su et al. 2021, arXiv 2104.09864, eq.
+    15).
 
     Args:
         positions: ``[T]`` positions, or the number of positions T, meaning 0 .. T-1.
