@@ -161,7 +161,7 @@ class Transformer(nn.Module):
                 f"max_position_embeddings={limit}: shorten the text or raise it in the config"
             )
         # A wrong vocabulary shows here, where the message can say so, and not as an index error. On
-            targets: ``[B, T]`` int64, the next token of each position; ``IGNORE_INDEX`` is not counted.
+        # a GPU the check would wait for the device at every step: there the embedding raises.
         if (
             ids.device.type == "cpu"
             and ids.numel()

@@ -1,0 +1,64 @@
+# Two commands do everything:  make lab   opens the workbook;   make test   runs every test.
+# Both create .venv and install into it first. Options:
+#   PYTHON=python3.12            another interpreter (3.10 or newer) for the environment
+#   LAB_ARGS="--no-browser --port 8890"
+#   TEST_ARGS="-k rope"          passed to pytest
+#   WORKERS=4                    parallel test processes
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+LAB_ARGS ?=
+TEST_ARGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q -c constraints.txt
+
+.PHONY: lab test lint unit notebooks drift build data clean
+
+lab: $(VENV)/.lab
+	$(BIN)/jupyter lab --notebook-dir=notebooks $(LAB_ARGS) 00_start_here.ipynb
+
+test: lint unit drift notebooks
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+unit: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests $(TEST_ARGS)
+
+# The generated notebooks are what the sources say.
+drift: $(VENV)/.test
+	$(BIN)/python -m minids3.course check
+
+# Every solved notebook runs, and its deterministic cells print what they printed when it was built.
+notebooks: $(VENV)/.test
+	OMP_NUM_THREADS=1 MINIDS3_HOME=$$(mktemp -d) $(BIN)/python -m pytest -n $(WORKERS) \
+		--dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout 900 \
+		notebooks/solutions
+
+# Regenerate the notebooks from notebooks/source, and data/ from its generators.
+build: $(VENV)/.test
+	$(BIN)/python -m minids3.course build
+
+data: $(VENV)/.test
+	$(BIN)/python -m minids3.data build
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "minids3 needs Python 3.10 or newer; '$(PYTHON)' is not. Try: make $(MAKECMDGOALS) PYTHON=python3.12"; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV) || { \
+		echo "Could not create $(VENV). On Debian and Ubuntu: sudo apt install python3-venv"; \
+		rm -rf $(VENV); exit 1; }
+
+$(VENV)/.lab: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e ".[lab]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e ".[test]"
+	@touch $@ $(VENV)/.lab
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist
