@@ -134,8 +134,8 @@ class Transformer(nn.Module):
         """Mean cross-entropy in nats per target (a scalar fp32).
 
         Args:
-            ids: ``[B, T]`` int64. targets: ``[B, T]`` int64, the token after each position;
-            ``IGNORE_INDEX`` where none counts.
+            ids: ``[B, T]`` int64.
+            targets: ``[B, T]`` int64, the token after each position; ``IGNORE_INDEX``: not counted.
         """
         logits = self(ids)
         return F.cross_entropy(
