@@ -256,8 +256,8 @@ viz.show(fig, alt="Number of tokens in the corpus against merges learned. It "
          "close to one token per piece.")
 
 # %% [markdown]
-# After 600 merges the corpus is within a tenth of one token per piece, and no
-# merge can go below that. The later ones finish rare names, and serve other
+# After 600 merges the corpus is about a tenth above one token per piece, and
+# no merge can go below that. The later ones finish rare names, and serve other
 # people's text: the training text ends with a list of common English and
 # Python words.
 #
@@ -279,7 +279,7 @@ for n in (20, 100, 600):
     viz.show(viz.token_strip(parts).figure(
         columns=92, title=f"{n} merges: {len(parts)} tokens"),
         alt=f"The sentence '{sentence}' in {len(parts)} tokens with {n} "
-        "merges.")
+        "merges.", dpi=90)
 
 # %% [markdown]
 # ### The same as the professionals'?
@@ -306,10 +306,10 @@ print(f"control, ties the other way:    {sum(where)} of {len(mine)} equal, "
       f"the first difference at number {where.index(False)}")
 
 # %% [markdown]
-# All of them. The control shows that this is not a matter of course. It breaks
-# one tie differently, at number 90, and from then on tokens have other
-# numbers: the same text gets other ids. Vocabularies only fit together if they
-# agree on every detail.
+# All of them. The control shows that this is not a matter of course. The first
+# tie that matters is number 90; decide it the other way, and from there on many
+# tokens have other numbers: the same text gets other ids. Two programs share a
+# vocabulary only if they agree on every detail.
 #
 # ## 1.3 Using it on a new word
 #
@@ -527,7 +527,7 @@ ax.set(xscale="log", xlim=(10, 3000), ylim=(0.8, 1.2),
 ax.legend(fontsize=8, loc="upper right")
 viz.show(fig, alt="Mean surprisal of sampled documents divided by the exact "
          "entropy, against the number of documents, for four domains. All "
-         "four curves converge to one.", dpi=80)
+         "four curves converge to one.", dpi=100)
 
 # %% [markdown]
 # Now look inside one document. **Predict:** in the story and in the sum
@@ -550,7 +550,7 @@ for domain in ("stories", "arithmetic", "code"):
         columns=88, title=f"{domain}: {paid.sum():.1f} bits in "
         f"{len(parts)} tokens, {(paid == 0).mean():.0%} of them free"),
         alt=f"A document of {domain} with its surprisal per token. Dark are "
-        "the free choices; everything that follows from them is blank.")
+        "the free choices; everything that follows from them is blank.", dpi=90)
 
 # %% [markdown]
 # White tokens are *certain* to somebody who understands. In the sum, all dice
@@ -567,7 +567,7 @@ from minids3.data import entropy_floor
 floors = {d: entropy_floor(valid.only(d)) for d in DOMAINS}
 floors["all four"] = entropy_floor(valid)
 fig, ax = plt.subplots(figsize=(7, 3.1))
-colours = [viz.COLORS[d] for d in DOMAINS] + [viz.COLORS["floor"]]
+colours = [viz.COLORS[d] for d in DOMAINS] + [viz.COLORS["muted"]]
 ax.bar(list(floors), list(floors.values()), color=colours, width=0.6)
 for i, value in enumerate(floors.values()):
     ax.text(i, value + 0.012, f"{value:.3f}", ha="center", fontsize=9)
@@ -681,15 +681,16 @@ axes[1].set(ylabel="loss (bits per byte)",
 for i, r in enumerate(ruler.values()):  # the same floor, in each one's units
     axes[0].hlines(valid_bits * math.log(2) / r[2], i - 0.4, i + 0.4,
                    color=viz.COLORS["floor"], linewidth=2)
-axes[1].axhline(floor_byte, color=viz.COLORS["floor"], linewidth=2)
-axes[1].text(4.4, floor_byte - 0.045, "exact floor", ha="right",
-             color=viz.COLORS["floor"], fontsize=8.5)
+axes[1].axhline(floor_byte, color=viz.COLORS["floor"], linewidth=2,
+                label="exact floor")
+axes[1].legend(loc="upper center")
 fig.tight_layout()
 words_ = ", ".join(f"{n}: {r[0]:.2f} and {r[1]:.2f}"
                    for n, r in ruler.items())
 viz.show(fig, alt="Loss of the same kind of model under five tokenizers, "
          f"nats per token and bits per byte. {words_}. The floor differs per "
-         f"tokenizer on the left and is {floor_byte:.2f} on the right.")
+         f"tokenizer on the left and is {floor_byte:.2f} on the right.",
+         dpi=100)
 
 # %% [markdown]
 # **By nats per token, bytes win and the full vocabulary comes last. By bits
@@ -698,8 +699,9 @@ viz.show(fig, alt="Loss of the same kind of model under five tokenizers, "
 # is not noise, it is wrong by construction, and its floor (green) moves with
 # the tokenizer. On the right there is one floor for all.
 #
-# The control looks second best on the left. On the right it is what it is:
-# merges of digits and column headings do little for words.
+# The control looks respectable on the left, ahead of both large vocabularies.
+# On the right it is what it is: merges of digits and column headings do little
+# for words.
 #
 # V3's report does the same: its perplexity benchmark, Pile-test, is given in
 # bits per byte, **because** the models compared have different tokenizers
@@ -760,7 +762,7 @@ for n in (50, 1784):
     viz.show(viz.token_strip(parts).figure(
         columns=92, title=f"{n} merges: {len(parts)} tokens, "
         f"{len(line.encode()) / len(parts):.1f} bytes each"),
-        alt=f"'{line}' in {len(parts)} tokens with {n} merges.")
+        alt=f"'{line}' in {len(parts)} tokens with {n} merges.", dpi=90)
 
 # %% tags=["nbval-ignore-output"]
 def tokens_of(text, merges):
