@@ -746,8 +746,8 @@ viz.show(fig, alt="Heat map of bytes per token, six tokenizers by five kinds "
 # %% [markdown]
 # Away from home a tokenizer sinks towards one byte per token. Ours, trained
 # on all four, is as good on each as its specialist, because the four together
-# have fewer words than it has tokens. On real code it is poor. DeepSeek-V3's
-# has 128K tokens for exactly this reason (TR section 4.1).
+# have fewer words than it has tokens. On real code it is poor. DeepSeek-V3's,
+# made for several languages and for code, has 128K tokens (TR section 4.1).
 #
 # ## 1.7 Play
 #
