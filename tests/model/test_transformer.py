@@ -1,6 +1,7 @@
 """The dense decoder against Hugging Face's Llama, and its files."""
 
 import json
+import math
 
 import pytest
 import torch

@@ -55,6 +55,8 @@ def save_model(
         model.config.save(partial / "config.json")
         (partial / "about.json").write_text(json.dumps(about or {}, indent=2) + "\n", "utf-8")
         partial.chmod(0o755)
+        for path in partial.iterdir():  # temporary files are private; a model is not
+            path.chmod(0o644)
         if folder.exists():
             old = partial.with_name(partial.name + "-old")
             os.replace(folder, old)

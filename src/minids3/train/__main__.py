@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from minids3.data import data_dir
+from minids3.data import DataError, data_dir
 from minids3.train.checkpoint import CheckpointError
 from minids3.train.recipes import RECIPES, train_recipe
 
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on from {work_dir}", file=sys.stderr)
         return 130
-    except (CheckpointError, FileNotFoundError, ValueError) as error:
+    except (CheckpointError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"wrote {folder}")

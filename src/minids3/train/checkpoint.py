@@ -82,6 +82,8 @@ def save_checkpoint(
         content = {**state, "step": step, "sha256": sums}
         (partial / "state.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
         partial.chmod(0o755)
+        for path in partial.iterdir():  # temporary files are private; a model is not
+            path.chmod(0o644)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
     finally:

@@ -31,12 +31,12 @@ RECIPES: dict[str, Recipe] = {
     "dense_chat": Recipe(
         preset="mini_dense",
         train=TrainConfig(
-            steps=1200,
+            steps=800,
             lr=3e-3,
             batch_size=16,
             seq_len=128,
             warmup_steps=50,
-            decay_start=600,
+            decay_start=400,
             min_lr=1e-4,
             eval_every=200,
             eval_batches=16,
