@@ -218,6 +218,7 @@ def student(source: Source, solved: bool = False) -> Any:
         else:
             text = text.replace("{{badge}}", _badge(source.name))
             text = _statement(text, next_exercise(number))
+            _no_stray_maths(text, where)
         if cell_id is None:
             digest = hashlib.sha256(f"{raw.cell_type}\n{text}".encode()).hexdigest()[:12]
             hashes[digest] = hashes.get(digest, 0) + 1
@@ -258,6 +259,13 @@ def _statement(text: str, exercise: Exercise | None) -> str:
     if re.match(r"#* ?EXERCISE\b", first):
         text = rest.strip("\n")
     return f"{text}\n\n{_effort(exercise)}"
+
+
+def _no_stray_maths(text: str, where: str) -> None:
+    """Refuse amounts of money that a notebook would typeset as formulas."""
+    amounts = re.findall(r"(?<!\\)\$\d[^ ]*", text)
+    if amounts:
+        raise BuildError(f"{where}: write {amounts[0]} as \\{amounts[0]}, or it starts a formula")
 
 
 def _names_of(text: str, where: str) -> set[str]:

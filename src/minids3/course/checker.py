@@ -42,6 +42,7 @@ class Item:
     label: str
     status: str
     reason: str = ""
+    outputs: int = 0  # how many outputs had been recorded when this item was decided
 
 
 @dataclass
@@ -301,12 +302,12 @@ class Checker:
     # book-keeping ------------------------------------------------------------------------------
 
     def _ok(self, label: str) -> None:
-        self.items.append(Item(label, "ok"))
+        self.items.append(Item(label, "ok", "", len(self.outputs)))
 
     def _fail(self, label: str | None, reason: str) -> Any:
         if label is None:
             label = self._next_label()
-        self.items.append(Item(label, "no", reason))
+        self.items.append(Item(label, "no", reason, len(self.outputs)))
         raise _Stop
 
     def _next_label(self) -> str:
@@ -411,19 +412,31 @@ def _solution_labels(exercise: Exercise, seed: int) -> list[str]:
 
 
 def _diagnose(exercise: Exercise, c: Checker) -> tuple[str, str]:
-    """Return name and sentence of the mutant that did the same as ``c``, or empty strings."""
+    """Return name and sentence of the mutant that did the same as ``c``, or empty strings.
+
+    The same in everything is looked for first, then the same up to the first failed item: a reader
+    can make a known mistake and another one beside it.
+    """
     labels = _solution_labels(exercise, c.seed)
+    statuses = [(i.label, i.status) for i in c.items]
+    first = next(i for i in c.items if i.status == "no")
+    start = c.outputs[: first.outputs]
+    near = None
     for mutant in exercise.mutants:
         key = (exercise.id, c.seed, mutant.name, exercise.check)
         if key not in _MUTANTS:
             _MUTANTS[key] = _run(exercise, mutant.fn, c.seed, labels)
         twin = _MUTANTS[key]
-        statuses = [(i.label, i.status) for i in twin.items]
-        if statuses == [(i.label, i.status) for i in c.items] and same(
+        if statuses == [(i.label, i.status) for i in twin.items] and same(
             twin.outputs, c.outputs, 1e-4, 1e-6
         ):
             return mutant.name, mutant.diagnosis
-    return "", ""
+        other = next((i for i in twin.items if i.status == "no"), None)
+        raised = bool(start) and isinstance(start[-1], tuple) and start[-1][:1] == ("raised",)
+        if near is None and start and not raised and other and other.label == first.label:
+            alike = same(twin.outputs[: other.outputs], start, 1e-3, 1e-5)
+            near = (mutant.name, mutant.diagnosis) if alike else None
+    return near or ("", "")
 
 
 def run_check(exercise: Exercise, fn: Callable[..., Any], seed: int = 0) -> Report:

@@ -32,8 +32,9 @@ class TextTable:
         body = ""
         for row in self.rows:
             cells = "".join(
-                f'<td style="{left};max-width:24em"><pre style="white-space:pre-wrap;margin:0;'
-                'overflow-wrap:anywhere;background:none;padding:0;font-size:.92em">'
+                f'<td style="{left};max-width:26em"><pre style="white-space:pre-wrap;margin:0;'
+                "font-family:monospace;overflow-wrap:break-word;background:none;padding:0;"
+                'font-size:.92em">'
                 f"{html.escape(cell)}</pre></td>"
                 for cell in row
             )
