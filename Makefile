@@ -18,7 +18,8 @@ PIP := $(BIN)/python -m pip install -q -c constraints.txt
 # JupyterLab is told not to look for news and updates: the workbook works without a network.
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.news_url=None \
-		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LAB_ARGS) 00_start_here.ipynb
+		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LAB_ARGS) \
+		notebooks/00_start_here.ipynb
 
 test: lint unit drift notebooks
 
