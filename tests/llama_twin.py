@@ -10,29 +10,25 @@ def half_split_rows(weight, head_dim):
     return torch.cat([heads[:, 0::2], heads[:, 1::2]], 1).flatten(0, 1)
 
 
+def llama(cfg):
+    """A new Hugging Face Llama of the sizes in ``cfg``."""
+    names = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
+        "num_key_value_heads head_dim max_position_embeddings rms_norm_eps rope_theta "
+        "tie_word_embeddings"
+    )
+    sizes = {name: getattr(cfg, name) for name in names.split()}
+    return LlamaForCausalLM(LlamaConfig(**sizes, attn_implementation="eager"))
+
+
 def llama_of(model):
     """Hugging Face's Llama with the weights of ``model``."""
     cfg = model.config
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=cfg.vocab_size,
-            hidden_size=cfg.hidden_size,
-            intermediate_size=cfg.intermediate_size,
-            num_hidden_layers=cfg.num_hidden_layers,
-            num_attention_heads=cfg.num_attention_heads,
-            num_key_value_heads=cfg.num_key_value_heads,
-            head_dim=cfg.head_dim,
-            max_position_embeddings=cfg.max_position_embeddings,
-            rms_norm_eps=cfg.rms_norm_eps,
-            rope_theta=cfg.rope_theta,
-            tie_word_embeddings=cfg.tie_word_embeddings,
-            attn_implementation="eager",
-        )
-    )
+    twin = llama(cfg)
     state = {}
     for name, tensor in model.state_dict().items():
         if cfg.rope_interleave and name.endswith(("q_proj.weight", "k_proj.weight")):
             tensor = half_split_rows(tensor, cfg.head_dim)
         state[name if name.startswith("lm_head") else f"model.{name}"] = tensor
-    llama.load_state_dict(state)
-    return llama
+    twin.load_state_dict(state)
+    return twin

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from llama_twin import llama
 from minids3.config import PRESETS, ModelConfig, get_config
 from minids3.sim import parameters as p
 
@@ -106,20 +107,9 @@ def test_dense_total_equals_the_library_model(name, tied):
 
 
 def test_dense_total_equals_a_hugging_face_llama():
-    transformers = pytest.importorskip("transformers")
     cfg = get_config("tiny")
-    llama = transformers.LlamaConfig(
-        vocab_size=cfg.vocab_size,
-        hidden_size=cfg.hidden_size,
-        intermediate_size=cfg.intermediate_size,
-        num_hidden_layers=cfg.num_hidden_layers,
-        num_attention_heads=cfg.num_attention_heads,
-        num_key_value_heads=cfg.num_key_value_heads,
-        head_dim=cfg.head_dim,
-        tie_word_embeddings=False,
-    )
     with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(llama)
+        model = llama(cfg)
     assert p.total_parameters(cfg) == sum(w.numel() for w in model.parameters())
 
 
