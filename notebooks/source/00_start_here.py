@@ -199,7 +199,7 @@ def hasty(x, weight, eps=1e-6):
     return x / (x.square().mean(dim=-1, keepdim=True) + eps) * weight
 
 
-check("rms-norm", hasty, dry=True);
+_ = check("rms-norm", hasty, dry=True)
 
 # %% [markdown]
 # Five things to know:
@@ -384,9 +384,10 @@ viz.show(strip.figure(columns=80, title="What each token cost (darker: more)"),
          f"{pieces[int(np.argmax(paid))]!r} at {max(paid):.1f} nats.")
 
 # %% [markdown]
-# It pays where the author threw dice: a name, an animal, a place. What
-# follows from what was already said is nearly free. That is what 'close to
-# the floor' looks like from near by.
+# It pays where the author threw dice: a name, an animal, a place. What follows
+# from what was already said is nearly free. Now look at the last line. The
+# answer follows from the plot with certainty, so whatever is paid there is
+# paid for not having followed it.
 #
 # **The second measurement is stricter.** Let each model write whole documents
 # on its own, from nothing but the start token, and hand them to the grammar:

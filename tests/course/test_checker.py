@@ -79,6 +79,15 @@ def test_partial_credit_and_diagnosis():
     assert "You ignored k." in said(lambda x, k=9: x * 2)
 
 
+def test_a_known_mistake_is_told_even_beside_another():
+    def ignores_k_and_detaches(x, k=2):
+        return x.detach() * 2
+
+    report = run_check(EX, ignores_k_and_detaches)
+    assert report.passed == 4
+    assert report.mutant == "ignores_k"
+
+
 def test_items_after_a_failure_are_not_reached():
     report = run_check(EX, lambda x, k=2: x[:1] * k)
     assert [i.status for i in report.items] == ["ok", "no"] + ["not reached"] * 4
@@ -179,6 +188,13 @@ def test_check_returns_the_function_to_go_on_with(capsys):
     assert check("rms-norm", mine) is mine
     assert check("rms-norm", warm.mutants[0].fn) is warm.library
     assert "goes on with the library's version" in capsys.readouterr().out
+
+
+def test_dry_check_only_looks(monkeypatch, home, capsys):
+    monkeypatch.setenv("MINIDS3_STRICT", "1")
+    check("rms-norm", get("rms-norm").mutants[0].fn, dry=True)
+    assert "take its square root" in capsys.readouterr().out.lower()
+    assert not home.exists()
 
 
 @pytest.mark.parametrize("name", ["PYTEST_VERSION", "MINIDS3_STRICT"])

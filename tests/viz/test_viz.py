@@ -103,3 +103,16 @@ def test_play_redraws():
     assert slider.continuous_update is False
     assert "live kernel" in repr(box)
     assert len(repr(box)) <= 110
+
+
+def test_text_table_and_map():
+    table = viz.text_table(["you", "it"], [["a <b>", "c\nd"]])
+    assert "a &lt;b&gt;" in table._repr_html_()
+    assert "c\nd" in table._repr_html_()
+    assert repr(table) == "you\n    a <b>\nit\n    c\n    d"
+    with pytest.raises(ValueError, match="2 cells"):
+        viz.text_table(["you", "it"], [["a"]])
+    road = viz.workbook_map({"00", "01"}, {"00": 0.5})
+    said = {text.get_text() for text in road.axes[0].texts}
+    assert {f"{n:02}" for n in range(20)} <= said
+    assert len(picture(road, "A road of twenty numbered stops").png) < 45_000

@@ -28,12 +28,13 @@ class TextTable:
 
     def _repr_html_(self) -> str:
         left = "text-align:left;vertical-align:top"
+        wide = 88 // max(len(self.head), 2)
         head = "".join(f'<th style="{left}">{html.escape(h)}</th>' for h in self.head)
         body = ""
         for row in self.rows:
             cells = "".join(
-                f'<td style="{left};max-width:26em"><pre style="white-space:pre-wrap;margin:0;'
-                "font-family:monospace;overflow-wrap:break-word;background:none;padding:0;"
+                f'<td style="{left};max-width:{wide}em"><pre style="white-space:pre-wrap;margin:0;'
+                "font-family:monospace;word-break:normal;overflow-wrap:break-word;background:none;padding:0;"
                 'font-size:.92em">'
                 f"{html.escape(cell)}</pre></td>"
                 for cell in row

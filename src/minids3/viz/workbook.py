@@ -38,11 +38,11 @@ NOTEBOOKS = (
 )
 
 PARTS = {
-    "base": ("the baseline", PALETTE[0]),
-    "architecture": ("the architecture", PALETTE[2]),
+    "base": ("baseline", PALETTE[0]),
+    "architecture": ("architecture", PALETTE[2]),
     "machine": ("numbers and kernels", PALETTE[3]),
     "training": ("training at scale", PALETTE[4]),
-    "use": ("serving, learning, judging", "#8A6A00"),
+    "use": ("serving and judging", "#8A6A00"),
 }
 
 
@@ -102,8 +102,8 @@ def workbook_map(ready: Collection[str] = (), solved: Mapping[str, float] | None
     x = -0.55
     for words, colour in PARTS.values():
         ax.text(x, 0.95, "●", color=colour, fontsize=11, va="center")
-        ax.text(x + 0.3, 0.95, words, color=INK, fontsize=7.8, va="center")
-        x += 0.82 + 0.09 * len(words)
+        ax.text(x + 0.3, 0.95, words, color=INK, fontsize=7.6, va="center")
+        x += 0.85 + 0.086 * len(words)
     ax.set(xlim=(-1.3, 9.5), ylim=(-3 * drop - 1.25, 1.2), aspect="equal")
     ax.axis("off")
     return fig
