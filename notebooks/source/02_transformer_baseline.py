@@ -7,7 +7,7 @@
 # > loss of ln V, comes within **0.3 nats per token** of the entropy of
 # > its corpus in under two minutes on two CPU cores, and writes readable text.
 # > The same model with a leak in its mask reaches a *lower* loss than the
-# > entropy allows, and cannot write a word.
+# > entropy allows, and cannot write a sentence.
 #
 # **Takes** about 60 minutes to work through; 'Run all' about 2.5 minutes on
 # two CPU cores, less on a T4. **Needs** notebooks 00 (RMSNorm) and 01 (tokens,
@@ -156,7 +156,7 @@ fig.tight_layout()
 fig.colorbar(dots, ax=axes, label="position t", fraction=0.012, pad=0.02)
 viz.show(fig, alt="Four circles: the point (1, 0) turned by positions 0 to "
          "23. Pair 0 goes round almost four times, pair 2 about once, pair "
-         "4 covers a third of the circle and pair 8 hardly moves.")
+         "4 covers a third of the circle and pair 8 hardly moves.", dpi=88)
 
 # %% [markdown]
 # EXERCISE text
@@ -209,7 +209,7 @@ axes[0].legend(fontsize=8, loc="lower left")
 fig.tight_layout()
 viz.show(fig, alt="Scores against distance. Left, both turned: the curves "
          "for keys at positions 0, 100 and 400 coincide. Right, only "
-         "queries turned: three different curves.")
+         "queries turned: three different curves.", dpi=88)
 spread = (curves[400][0] - curves[0][0]).abs().max()
 print(f"both turned: the curves differ by at most {spread:.0e}")
 
@@ -272,7 +272,7 @@ axes[0].set_ylabel("query position t")
 fig.tight_layout()
 viz.show(fig, alt="Three 9 by 9 maps. The mask is a lower triangle with its "
          "diagonal. The scores fill the whole square. The weights are zero "
-         "above the diagonal and each row sums to one.")
+         "above the diagonal and each row sums to one.", dpi=88)
 print("row sums:", [round(s, 4) for s in weights.sum(-1).tolist()])
 
 # %% [markdown]
@@ -322,7 +322,7 @@ axes[0].set_ylabel("gradient of output 5")
 fig.tight_layout()
 viz.show(fig, alt="Gradient of output 5 by input position. Yours: nonzero "
          "at 0 to 5 only. Without a mask: nonzero everywhere. Mask one step "
-         "late: nonzero at 0 to 6.")
+         "late: nonzero at 0 to 6.", dpi=88)
 
 # %% [markdown]
 # ## 2.4 Thinking alone: SwiGLU
@@ -350,7 +350,7 @@ fig.colorbar(shown, ax=axes[1])
 fig.tight_layout()
 viz.show(fig, alt="Left: SiLU, ReLU and sigmoid from -6 to 6; SiLU follows "
          "ReLU but dips slightly below zero. Right: the product of gate and "
-         "up; left of zero almost nothing passes.")
+         "up; left of zero almost nothing passes.", dpi=88)
 
 # %% [markdown]
 # EXERCISE text
@@ -561,7 +561,8 @@ print("largest difference of any weight is below 1e-6:", gap < 1e-6)
 # The step size follows a plan: a short ramp, because the first gradients come
 # from random weights; a plateau; then half a cosine down, so that the end is
 # fine work. DeepSeek-V3's plan has the same three parts, with two constant
-# stretches at the end (TR section 4.2).
+# stretches at the end (TR section 4.2); on its scale the ramp of 2,000 steps
+# is too short to see.
 
 # %%
 from minids3.train import TrainConfig, Trainer, evaluate
@@ -585,10 +586,10 @@ axes[0].set(title="this notebook", xlabel="training step",
             ylabel="learning rate")
 axes[1].plot(t, v3, lw=2, color=viz.COLORS["published"])
 axes[1].set(title="DeepSeek-V3 (TR 4.2)", ylabel="learning rate",
-            xlabel="tokens (trillions; its 2,000-step ramp is too short)")
+            xlabel="tokens (trillions)")
 fig.tight_layout()
 viz.show(fig, alt="Two learning-rate plans: a ramp, a plateau and a cosine "
-         "fall; DeepSeek-V3's adds two constant stretches at the end.")
+         "fall; DeepSeek-V3's adds two constant stretches at the end.", dpi=88)
 
 # %% [markdown]
 # ## 2.9 Train it, beside a cheat
@@ -709,8 +710,8 @@ viz.show(fig, alt=f"Loss by training step: from {history.train_loss[0]:.2f} "
          f"the band of {BAND} above the floor of {floor:.2f}.")
 
 # %% [markdown]
-# The first fifty steps learn which tokens are common. Then the curve passes
-# the table of pairs, and from there on it lives off context. What is left?
+# Within about fifty steps the curve passes the table of pairs, and from there
+# on it lives off context. What is left?
 # Ask each domain for itself: our generator knows the exact entropy of every
 # document it wrote.
 
@@ -816,9 +817,9 @@ def bars(ax, temperature, top_p):
     probs = next_token_probs(next_logits, temperature, top_p)
     ax.bar(range(12), probs[order], color=viz.COLORS["ours"])
     ax.set_xticks(range(12), names, rotation=60, ha="right", fontsize=7)
-    ax.set(ylim=(0, 0.8), title=f"T = {temperature}, top-p = {top_p}: "
-           f"{int((probs > 0).sum())} possible")
-    ax.title.set_fontsize(9)
+    ax.set_ylim(0, 0.8)
+    ax.set_title(f"T = {temperature}, top-p = {top_p}: "
+                 f"{int((probs > 0).sum())} possible", fontsize=9)
 
 
 fig, axes = plt.subplots(1, 3, figsize=(9.8, 3.2), sharey=True)
@@ -828,7 +829,7 @@ axes[0].set_ylabel("probability of the next token")
 fig.tight_layout()
 viz.show(fig, alt="Probabilities of the twelve likeliest next tokens after "
          "a story prompt, at temperature 0.5, at 1, and at 1 with top-p "
-         "0.8, where the tail is cut off.")
+         "0.8, where the tail is cut off.", dpi=88)
 
 # %% tags=["nbval-ignore-output"]
 def next_token(temperature=1.0, top_p=1.0):
@@ -858,9 +859,9 @@ v3 = get_config("v3_671b")
 twin = parameters.dense_twin(v3)  # as large, but one FFN for every token
 six_n = 6 * parameters.total_parameters(twin)
 print(f"dense 671B, 6N:            {six_n / 1e9:8.1f} GFLOP per token")
-for seen in ("none", "causal", "full"):
-    exact = flops.training_flops_per_token(twin, 4096, seen)
-    print(f"counted, attention {seen:7} {exact / 1e9:8.1f}")
+for mask in ("none", "causal", "full"):
+    exact = flops.training_flops_per_token(twin, 4096, mask)
+    print(f"counted, attention {mask:7} {exact / 1e9:8.1f}")
 small = flops.training_flops_per_token(cfg, SEQ, "causal")
 print(f"your model:                {small / 1e9:8.4f}")
 
