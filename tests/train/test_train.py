@@ -1,6 +1,8 @@
 """Schedule, optimizer, trainer and checkpoints."""
 
 import json
+import os
+import signal
 from itertools import pairwise
 
 import pytest
@@ -116,6 +118,61 @@ def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch):
     run.fit(progress=False)
     assert run.step == 4
     assert latest_checkpoint(tmp_path).name == "step_00000004"
+    assert run.fit(progress=False) == expected
+
+
+def test_an_interrupt_inside_a_step_waits_for_its_end(tmp_path):
+    expected = trainer().fit(progress=False)
+    run = trainer(tmp_path)
+    optimizer_step = run.optimizer.step
+
+    def interrupted_while_weights_change():
+        optimizer_step()
+        if run.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run.optimizer.step = interrupted_while_weights_change
+    before = signal.getsignal(signal.SIGINT)
+    run.fit(progress=False)
+    assert run.step == 4
+    assert signal.getsignal(signal.SIGINT) is before
+    resumed = trainer(tmp_path, seed=99)
+    resumed.resume(latest_checkpoint(tmp_path))
+    assert resumed.fit(progress=False) == expected
+    run.optimizer.step = optimizer_step
+    assert run.fit(progress=False) == expected
+    assert same_weights(run.model, resumed.model)
+
+
+def test_an_interrupted_evaluation_is_made_up_for(monkeypatch):
+    expected = trainer().fit(progress=False)
+    run = trainer()
+    original = run._evaluate_if_due
+
+    def interrupted():
+        if run.step == 5:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        original()
+
+    monkeypatch.setattr(run, "_evaluate_if_due", interrupted)
+    run.fit(progress=False)
+    assert run.step == 5
+    assert run.fit(progress=False) == expected
+
+
+def test_a_failed_step_leaves_no_gradient_behind(monkeypatch):
+    expected = trainer().fit(progress=False)
+    run = trainer()
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def out_of_memory(*args):
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+        raise MemoryError
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", out_of_memory)
+    with pytest.raises(MemoryError):
+        run.fit(progress=False)
     assert run.fit(progress=False) == expected
 
 

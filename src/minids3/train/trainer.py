@@ -7,8 +7,12 @@ bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minids3.model.transformer import Transformer
+from minids3.ref.loss import IGNORE_INDEX
 from minids3.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from minids3.train.history import History
 from minids3.train.optim import build_optimizer
@@ -89,7 +94,7 @@ def evaluate(model: Transformer, batches: Batches, n_batches: int) -> float:
     total, count = 0.0, 0
     for step in range(n_batches):
         inputs, targets = batches.batch(step)
-        counted = int((targets >= 0).sum())
+        counted = int((targets != IGNORE_INDEX).sum())
         total += model.loss(inputs.to(device), targets.to(device)).item() * counted
         count += counted
     model.train(was_training)
@@ -133,6 +138,7 @@ class Trainer:
         lr = self.cfg.lr_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)  # here, so that a failed step leaves no trace
         loss = self.model.loss(inputs, targets)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(
@@ -142,7 +148,6 @@ class Trainer:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         history = self.history
         history.steps.append(self.step)
@@ -155,9 +160,9 @@ class Trainer:
     def fit(self, until: int | None = None, progress: bool = True) -> History:
         """Train up to step ``until`` (default: all) and return the history.
 
-        Interrupting (Ctrl-C, or the stop button of a notebook) ends it after the current step's
-        work is safe: a checkpoint is written if there is an ``out_dir``, and calling ``fit`` again
-        goes on.
+        Interrupting (Ctrl-C, or the stop button of a notebook) ends it after the current step,
+        since half a step cannot be resumed: a checkpoint is written if there is an ``out_dir``, and
+        calling ``fit`` again goes on.
         """
         stop = self.cfg.steps if until is None else min(until, self.cfg.steps)
         bar = tqdm(
@@ -165,10 +170,10 @@ class Trainer:
         )
         self.model.train()
         try:
-            if self.step == 0:
-                self._evaluate_if_due()
+            self._evaluate_if_due()  # before the first step, or where an interruption cut it off
             while self.step < stop:
-                loss, _ = self.train_step()
+                with _interrupt_held_back():
+                    loss, _ = self.train_step()
                 bar.update()
                 if self.step % 10 == 0:
                     bar.set_postfix(self._postfix(loss), refresh=False)
@@ -230,6 +235,28 @@ class Trainer:
             )
         self.step = state["step"]
         self.history = History(**state["history"])
+
+
+@contextlib.contextmanager
+def _interrupt_held_back() -> Iterator[None]:
+    """Let an interrupt wait until the block is done; a second one comes through at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is ever interrupted
+        return
+    caught = []
+
+    def remember(signum: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(signum)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+    if caught:
+        raise KeyboardInterrupt
 
 
 def json_types(fields: dict[str, Any]) -> dict[str, Any]:
