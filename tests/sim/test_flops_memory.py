@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from minids3.config import get_config
+from minids3.model import Transformer
 from minids3.sim import flops, memory, parameters
 from minids3.sim.hardware import H100, H800, MEASURED_V3_TRAINING, Accelerator, get_accelerator
 
@@ -45,9 +46,8 @@ def test_llama_405b_flops():
 def test_forward_flops_equal_torchs_counter():
     from torch.utils.flop_counter import FlopCounterMode
 
-    model_module = pytest.importorskip("minids3.model")
     cfg = get_config("tiny", num_key_value_heads=4)
-    model = model_module.Transformer(cfg)
+    model = Transformer(cfg)
     ids = torch.randint(0, cfg.vocab_size, (2, 16))
     with FlopCounterMode(display=False) as counter:
         model(ids)

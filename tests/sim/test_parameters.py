@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import transformers
 
 from llama_twin import llama
 from minids3.config import PRESETS, ModelConfig, get_config
+from minids3.model import Transformer
 from minids3.sim import parameters as p
 
 V3 = get_config("v3_671b")
@@ -98,10 +100,9 @@ def test_v3_total_equals_the_checkpoints_shapes():
 @pytest.mark.parametrize("name", ["tiny", "mini_dense"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_dense_total_equals_the_library_model(name, tied):
-    transformer = pytest.importorskip("minids3.model").Transformer
     cfg = get_config(name, tie_word_embeddings=tied)
     with torch.device("meta"):
-        model = transformer(cfg)
+        model = Transformer(cfg)
     unique = {id(w): w.numel() for w in model.parameters()}
     assert p.total_parameters(cfg) == sum(unique.values())
 
@@ -115,7 +116,6 @@ def test_dense_total_equals_a_hugging_face_llama():
 
 @pytest.mark.parametrize("q_rank", [None, 24])
 def test_small_mixture_equals_hugging_face_deepseek_v3(q_rank):
-    transformers = pytest.importorskip("transformers")
     cfg = get_config("mini", q_lora_rank=q_rank, n_shared_experts=2)
     hf = transformers.DeepseekV3Config(**{n: cfg.to_dict()[n] for n in HF_NAMES})
     with torch.device("meta"):
