@@ -10,6 +10,7 @@ import pytest
 
 from minids3.course import build as b
 from minids3.course import repository
+from minids3.course.build import cells
 
 TINY = """\
 # %% [markdown]
@@ -46,7 +47,7 @@ def tiny(tmp_path):
     folder.mkdir(parents=True)
     path = folder / "00_start_here.py"
     path.write_text(TINY)
-    return b.Source(path)
+    return cells.Source(path)
 
 
 def cell(notebook, id):
@@ -54,7 +55,7 @@ def cell(notebook, id):
 
 
 def test_student_notebook(tiny):
-    nb = b.student(tiny)
+    nb = cells.student(tiny)
     assert "colab.research.google.com/github/" in nb.cells[0].source
     assert 'setup("00_start_here")' in cell(nb, "setup").source
     assert nb.cells[2].source.startswith("Write `rms_norm`.")
@@ -69,13 +70,13 @@ def test_student_notebook(tiny):
     assert graded.metadata.nbgrader.points == 3
     assert len({c.id for c in nb.cells}) == len(nb.cells)
     assert nb.metadata.colab.name == "00_start_here.ipynb"
-    assert b.text_of(nb) == b.text_of(b.student(tiny))
+    assert b.text_of(nb) == b.text_of(cells.student(tiny))
 
 
 def test_ids_stay_when_a_cell_is_inserted(tiny):
-    before = [c.id for c in b.student(tiny).cells]
+    before = [c.id for c in cells.student(tiny).cells]
     tiny.path.write_text(TINY.replace("# %%\n# SETUP", "# %% [markdown]\n# New.\n\n# %%\n# SETUP"))
-    after = [c.id for c in b.student(tiny).cells]
+    after = [c.id for c in cells.student(tiny).cells]
     assert [i for i in after if i in before] == before
     assert len(after) == len(before) + 1
 
@@ -91,15 +92,15 @@ def test_ids_stay_when_a_cell_is_inserted(tiny):
 )
 def test_bad_sources_are_refused(tiny, old, new, words):
     tiny.path.write_text(TINY.replace(old, new, 1))
-    with pytest.raises(b.BuildError, match=words):
-        b.student(tiny)
+    with pytest.raises(cells.BuildError, match=words):
+        cells.student(tiny)
 
 
 def test_a_solution_with_a_name_the_notebook_lacks(tiny, monkeypatch):
     source = "def rms_norm(x, weight, eps=1e-6):\n    '''Doc.'''\n    return helper(x) + math.pi"
-    monkeypatch.setattr(b, "source_of", lambda id: source)
-    with pytest.raises(b.BuildError, match="uses helper, which no earlier cell defines"):
-        b.student(tiny, solved=True)
+    monkeypatch.setattr(cells, "source_of", lambda id: source)
+    with pytest.raises(cells.BuildError, match="uses helper, which no earlier cell defines"):
+        cells.student(tiny, solved=True)
 
 
 def test_build_check_and_drift(tiny):
@@ -162,7 +163,7 @@ def test_nbval_fails_exactly_at_the_check_cells(tiny, home):
 
 
 def test_nbval_with_a_syntax_error_in_the_answer(tiny, home):
-    nb = b.student(tiny)
+    nb = cells.student(tiny)
     cell(nb, "answer-rms-norm").source = "# EXERCISE rms-norm\ndef rms_norm(x, weight:\n  pass"
     tiny.student_path.write_text(b.text_of(nb))
     outcome, text = nbval(tiny.student_path, home=home)

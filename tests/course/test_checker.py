@@ -5,8 +5,8 @@ import torch
 
 from minids3.course import check
 from minids3.course.check import CheckFailed, format_report
-from minids3.course.checker import run_check
 from minids3.course.registry import Alternative, Exercise, Mutant, UnknownExercise, get
+from minids3.course.run import run_check
 
 
 def double(x, k=2):

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minids3.course.build import stub_of
+from minids3.course.build.cells import stub_of
 from minids3.course.check import format_report
-from minids3.course.checker import run_check
 from minids3.course.registry import exercises
+from minids3.course.run import run_check
 
 ALL = exercises()
 SEEDS = (0, 1, 2)

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from minids3.course import progress
-from minids3.course.checker import Report, run_check
 from minids3.course.registry import Exercise, get
+from minids3.course.run import Report, run_check
 
-__all__ = ["CheckFailed", "check", "format_report", "placeholder"]
+__all__ = ["CheckFailed", "check", "format_report", "namespace", "placeholder"]
 
 _WIDTH = 92
 
@@ -51,7 +51,7 @@ def check(id: str, fn: Callable[..., Any], *, dry: bool = False) -> Callable[...
     print(format_report(exercise, report))
     chosen = fn if report.ok else exercise.library
     if not report.ok and not dry and strict():
-        _into_namespace(exercise.name, chosen)
+        namespace()[exercise.name] = chosen
         bad = next(i for i in report.items if i.status == "no")
         raise CheckFailed(
             f"{id}: {report.passed} of {len(report.items)}. {bad.label}: {bad.reason}"
@@ -100,18 +100,12 @@ def _wrap(prefix: str, text: str) -> list[str]:
     )
 
 
-def _shell() -> Any:
-    try:
-        from IPython.core.getipython import get_ipython
-    except ImportError:
-        return None
-    return get_ipython()
+def namespace() -> dict[str, Any]:
+    """Return the notebook's variables, or an empty dictionary where there is no notebook."""
+    from IPython.core.getipython import get_ipython
 
-
-def _into_namespace(name: str, value: Any) -> None:
-    shell = _shell()
-    if shell is not None:
-        shell.user_ns[name] = value
+    shell = get_ipython()
+    return {} if shell is None else shell.user_ns
 
 
 def placeholder(exercise: Exercise) -> Callable[..., Any]:

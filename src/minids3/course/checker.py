@@ -1,4 +1,4 @@
-"""Run a check on a function and record what it did, item by item.
+"""What a check is given: seeded inputs, calls to the reader's function, and statements.
 
 A check is an ordinary function of one argument, the ``Checker``. It makes inputs from the
 checker's seeded generator, calls the reader's function only through ``call``, ``grad`` and
@@ -12,11 +12,10 @@ Seed 0 is what readers see. Other seeds draw other inputs and, through ``size``,
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,13 +25,13 @@ from minids3.course.compare import (
     describe,
     difference,
     dtype_name,
-    same,
     shape_text,
+    snapshot,
     tensor_difference,
+    unchanged,
 )
-from minids3.course.registry import Exercise
 
-__all__ = ["Checker", "Item", "Report", "run_check"]
+__all__ = ["Checker", "Item", "Stop", "short"]
 
 
 @dataclass
@@ -45,29 +44,7 @@ class Item:
     outputs: int = 0  # how many outputs had been recorded when this item was decided
 
 
-@dataclass
-class Report:
-    """The outcome of one run of a check."""
-
-    id: str
-    items: list[Item]
-    outputs: list[Any] = field(repr=False, default_factory=list)
-    diagnosis: str = ""
-    mutant: str = ""
-    stub: bool = False
-
-    @property
-    def passed(self) -> int:
-        """How many items are ok."""
-        return sum(i.status == "ok" for i in self.items)
-
-    @property
-    def ok(self) -> bool:
-        """Whether all items are ok."""
-        return self.passed == len(self.items)
-
-
-class _Stop(Exception):
+class Stop(Exception):
     """Ends the check, or the part of it, after a failed item."""
 
 
@@ -119,7 +96,7 @@ class Checker:
 
     def _guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool) -> Any:
         """Call, turn exceptions into failures, and see that the inputs are left alone."""
-        before = None if inplace else _snapshot((args, kwargs))
+        before = None if inplace else snapshot((args, kwargs))
         try:
             out = self._invoke(args, kwargs)
         except NotImplementedError as error:
@@ -130,8 +107,8 @@ class Checker:
         except (Exception, SystemExit) as error:
             self.outputs.append(("raised", type(error).__name__))
             raise _Failure(_exception_text(error, self._fn)) from error
-        if before is not None and not _unchanged(before, (args, kwargs)):
-            self.outputs.append(("modified", _snapshot(out)))
+        if before is not None and not unchanged(before, (args, kwargs)):
+            self.outputs.append(("modified", snapshot(out)))
             raise _Failure(
                 "it changed its input in place. Whoever called it still needs that input: "
                 "make a new tensor or list instead"
@@ -158,7 +135,7 @@ class Checker:
             if out is None and not allow_none:
                 self.outputs.append(None)
                 raise _Failure("it returned None. Did you forget 'return'?")
-            self.outputs.append(_snapshot(out))
+            self.outputs.append(snapshot(out))
             if returns is not None and not (isinstance(out, tuple | list) and len(out) == returns):
                 raise _Failure(f"it returned {describe(out)}, expected {returns} values")
         except _Failure as failure:
@@ -182,7 +159,7 @@ class Checker:
             reason = _exception_text(caught, self._fn)
             self._fail(label, f"{reason}, expected {error.__name__}")
         else:
-            self.outputs.append(_snapshot(out))
+            self.outputs.append(snapshot(out))
             self._fail(label, f"nothing was raised, expected {error.__name__}")
 
     def grad(
@@ -224,8 +201,8 @@ class Checker:
         except _Failure as failure:
             self._fail(label, failure.reason)
         except Exception as error:
-            self._fail(label, f"going backward raised {type(error).__name__}: {_short(error)}")
-        self.outputs.append(_snapshot(got))
+            self._fail(label, f"going backward raised {type(error).__name__}: {short(error)}")
+        self.outputs.append(snapshot(got))
         for position, (g, w) in enumerate(zip(got, want, strict=True)):
             name = names[position] if names else f"argument {wrt[position] + 1}"
             if w is None:
@@ -285,7 +262,7 @@ class Checker:
         """State a property; ``why`` is said when it does not hold. A callable is called."""
         try:
             holds = bool(condition() if callable(condition) else condition)
-        except _Stop:
+        except Stop:
             raise
         except Exception as error:
             self._fail(label, f"{why} ({type(error).__name__})".strip())
@@ -296,7 +273,7 @@ class Checker:
     @contextlib.contextmanager
     def part(self) -> Iterator[None]:
         """Group items that stand on their own: a failure inside does not end the check."""
-        with contextlib.suppress(_Stop):
+        with contextlib.suppress(Stop):
             yield
 
     # book-keeping ------------------------------------------------------------------------------
@@ -308,7 +285,7 @@ class Checker:
         if label is None:
             label = self._next_label()
         self.items.append(Item(label, "no", reason, len(self.outputs)))
-        raise _Stop
+        raise Stop
 
     def _next_label(self) -> str:
         """Return the label of the first item of the solution's list that has no outcome yet."""
@@ -324,28 +301,8 @@ class _Failure(Exception):
         self.reason = reason
 
 
-def _snapshot(value: Any) -> Any:
-    """Copy ``value`` so that nobody can change it afterwards."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if type(value) in (tuple, list):
-        return type(value)(_snapshot(v) for v in value)
-    if type(value) is dict:
-        return {k: _snapshot(v) for k, v in value.items()}
-    try:
-        return copy.deepcopy(value)
-    except Exception:
-        return value
-
-
-def _unchanged(before: Any, after: Any) -> bool:
-    try:
-        return same(before, after, 0, 0)
-    except Exception:
-        return True  # objects that cannot be compared are not inputs of the simple kind
-
-
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """Return an exception's message on one line, 160 characters at most."""
     text = " ".join(str(error).split())
     return text if len(text) <= 160 else text[:157] + "..."
 
@@ -360,99 +317,4 @@ def _exception_text(error: BaseException, fn: Callable[..., Any]) -> str:
             line = trace.tb_lineno - code.co_firstlineno + 1  # type: ignore[union-attr]
         trace = trace.tb_next
     where = f" (line {line} of your function)" if line else ""
-    return f"raised {type(error).__name__}: {_short(error)}{where}"
-
-
-def _run(
-    exercise: Exercise, fn: Callable[..., Any], seed: int, labels: list[str] | None
-) -> Checker:
-    c = Checker(exercise.id, fn, seed, labels)
-    state = random.getstate()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            exercise.check(c)
-    except _Stop:
-        pass
-    except Exception as error:
-        if labels is None:  # the solution itself: a fault of ours, show it
-            raise
-        if not c.items or c.items[-1].status == "ok":
-            reason = (
-                "what your function returned cannot be used "
-                f"({type(error).__name__}: {_short(error)})"
-            )
-            with contextlib.suppress(_Stop):
-                c._fail(None, reason)
-    finally:
-        random.setstate(state)
-    return c
-
-
-_SOLUTIONS: dict[tuple[str, int, Any], list[str]] = {}
-_MUTANTS: dict[tuple[str, int, str, Any], Checker] = {}
-
-
-def _solution_labels(exercise: Exercise, seed: int) -> list[str]:
-    key = (exercise.id, seed, exercise.check)
-    if key not in _SOLUTIONS:
-        c = _run(exercise, exercise.solution, seed, None)
-        bad = [i for i in c.items if i.status != "ok"]
-        if bad:
-            raise AssertionError(
-                f"the solution of {exercise.id} fails its own check at {bad[0].label!r}: "
-                f"{bad[0].reason}"
-            )
-        labels = [i.label for i in c.items]
-        if len(set(labels)) != len(labels):
-            raise AssertionError(f"the check of {exercise.id} uses a label twice: {labels}")
-        _SOLUTIONS[key] = labels
-    return _SOLUTIONS[key]
-
-
-def _diagnose(exercise: Exercise, c: Checker) -> tuple[str, str]:
-    """Return name and sentence of the mutant that did the same as ``c``, or empty strings.
-
-    The same in everything is looked for first, then the same up to the first failed item: a reader
-    can make a known mistake and another one beside it.
-    """
-    labels = _solution_labels(exercise, c.seed)
-    statuses = [(i.label, i.status) for i in c.items]
-    first = next(i for i in c.items if i.status == "no")
-    start = c.outputs[: first.outputs]
-    near = None
-    for mutant in exercise.mutants:
-        key = (exercise.id, c.seed, mutant.name, exercise.check)
-        if key not in _MUTANTS:
-            _MUTANTS[key] = _run(exercise, mutant.fn, c.seed, labels)
-        twin = _MUTANTS[key]
-        if statuses == [(i.label, i.status) for i in twin.items] and same(
-            twin.outputs, c.outputs, 1e-4, 1e-6
-        ):
-            return mutant.name, mutant.diagnosis
-        other = next((i for i in twin.items if i.status == "no"), None)
-        raised = bool(start) and isinstance(start[-1], tuple) and start[-1][:1] == ("raised",)
-        if near is None and start and not raised and other and other.label == first.label:
-            alike = same(twin.outputs[: other.outputs], start, 1e-3, 1e-5)
-            near = (mutant.name, mutant.diagnosis) if alike else None
-    return near or ("", "")
-
-
-def run_check(exercise: Exercise, fn: Callable[..., Any], seed: int = 0) -> Report:
-    """Run the check of ``exercise`` on ``fn`` and return the whole checklist.
-
-    Nothing that ``fn`` raises comes out of here, except for ``KeyboardInterrupt``.
-    """
-    labels = _solution_labels(exercise, seed)
-    if not callable(fn):
-        items = [Item(label, "not reached") for label in labels]
-        items[0] = Item(labels[0], "no", f"you passed {describe(fn)}, not a function")
-        return Report(exercise.id, items)
-    c = _run(exercise, fn, seed, labels)
-    found = {i.label: i for i in c.items}
-    items = [found.get(label) or Item(label, "not reached") for label in labels]
-    report = Report(exercise.id, items, c.outputs, stub=c.stub)
-    if not report.ok and not c.stub:
-        report.mutant, report.diagnosis = _diagnose(exercise, c)
-    return report
+    return f"raised {type(error).__name__}: {short(error)}{where}"

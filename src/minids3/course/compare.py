@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ __all__ = [
     "dtype_name",
     "same",
     "shape_text",
+    "snapshot",
     "tensor_difference",
+    "unchanged",
 ]
 
 
@@ -176,3 +179,25 @@ def same(a: Any, b: Any, rtol: float, atol: float) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return same(torch.as_tensor(a), torch.as_tensor(b), rtol, atol)
     return type(a) is type(b) and bool(a == b)
+
+
+def snapshot(value: Any) -> Any:
+    """Copy ``value`` so that nobody can change it afterwards."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) in (tuple, list):
+        return type(value)(snapshot(v) for v in value)
+    if type(value) is dict:
+        return {k: snapshot(v) for k, v in value.items()}
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        return value
+
+
+def unchanged(before: Any, after: Any) -> bool:
+    """Whether a snapshot still equals what it was taken of."""
+    try:
+        return same(before, after, 0, 0)
+    except Exception:
+        return True  # objects that cannot be compared are not inputs of the simple kind

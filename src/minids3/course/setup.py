@@ -12,7 +12,6 @@ import importlib.util
 import os
 import platform
 from dataclasses import dataclass
-from typing import Any
 
 __all__ = ["DeviceMatrix", "device_matrix", "setup"]
 
@@ -126,20 +125,11 @@ def setup(notebook: str) -> DeviceMatrix:
         The device matrix; as the last value of a cell it is shown.
     """
     from minids3 import viz
-    from minids3.course.check import placeholder
+    from minids3.course.check import namespace, placeholder
     from minids3.course.registry import exercises
 
     viz.style.apply()
-    shell = _shell()
-    if shell is not None:
-        for exercise in exercises(notebook):
-            shell.user_ns.setdefault(exercise.name, placeholder(exercise))
+    variables = namespace()
+    for exercise in exercises(notebook):
+        variables.setdefault(exercise.name, placeholder(exercise))
     return device_matrix(f"Notebook {notebook[:2]} is ready. What this machine can do:")
-
-
-def _shell() -> Any:
-    try:
-        from IPython.core.getipython import get_ipython
-    except ImportError:
-        return None
-    return get_ipython()

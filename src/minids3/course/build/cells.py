@@ -1,32 +1,32 @@
-"""From ``notebooks/source/NN_name.py`` to the student's and the solved notebook.
+"""The cells of a notebook, made from its source: markers become set-up, stubs, solutions, checks.
 
-A source is jupytext's py:percent. Three first lines are markers: ``# SETUP`` becomes the set-up
-cell, ``# EXERCISE id`` the stub or the solution, ``# CHECK id`` the check. ``{{badge}}`` in a
-markdown cell becomes the Colab badge. Cell ids come from the exercise or from the cell's own text,
-so that a build is the same byte for byte everywhere and a cell keeps its id when others move.
+Cell ids come from the exercise or from the cell's own text, so that a build is the same byte for
+byte everywhere and a cell keeps its id when others move.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
+import copy
 import hashlib
-import os
 import re
 import symtable
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minids3.course.hints import source_of
 from minids3.course.registry import Exercise, exercises, get
-from minids3.course.repository import address, root
+from minids3.course.repository import address
 
-__all__ = ["BuildError", "Source", "build", "check", "sources", "stub_of", "student"]
+__all__ = ["METADATA", "BuildError", "Source", "stub_of", "student"]
 
-_KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+# What every notebook says of its kernel: the same whatever machine built it.
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"file_extension": ".py", "name": "python"},
+}
 _MARKER = re.compile(r"# (SETUP|EXERCISE|CHECK)\b[ ]*([a-z0-9-]*)[ ]*(?:\n|$)")
 _GIVEN = {"math", "torch", "F", "np", "plt", "check", "hint", "progress", "setup", "solution"}
 _GIVEN |= {"viz"}
@@ -76,23 +76,6 @@ class Source:
     def solved_path(self) -> Path:
         """Where the solved notebook goes."""
         return self.path.parent.parent / "solutions" / f"{self.name}.ipynb"
-
-
-def sources(numbers: list[str] | None = None, folder: Path | None = None) -> list[Source]:
-    """Return the notebook sources, all or those whose names start with ``numbers``.
-
-    Raises:
-        BuildError: a number that no source has.
-    """
-    folder = folder or root() / "notebooks" / "source"
-    found = [Source(p) for p in sorted(folder.glob("[0-9][0-9]_*.py"))]
-    if not numbers:
-        return found
-    for number in numbers:
-        if not any(s.name.startswith(number) for s in found):
-            known = ", ".join(s.name[:2] for s in found)
-            raise BuildError(f"no notebook source starts with {number!r}; there are {known}")
-    return [s for s in found if any(s.name.startswith(n) for n in numbers)]
 
 
 # the text of cells --------------------------------------------------------------------------------
@@ -232,8 +215,7 @@ def student(source: Source, solved: bool = False) -> Any:
         cells=cells,
         metadata={
             "colab": {"name": f"{source.name}.ipynb", "provenance": [], "toc_visible": True},
-            "kernelspec": dict(_KERNEL),
-            "language_info": {"file_extension": ".py", "name": "python"},
+            **copy.deepcopy(METADATA),
         },
     )
     notebook.nbformat_minor = 5
@@ -283,160 +265,3 @@ def _all_used(source: Source, seen: dict[str, list[str]]) -> None:
                 f"{source.path.name} must have one '# {kind} id' cell for each of "
                 f"{', '.join(wanted) or 'no exercise'}; it has {', '.join(ids) or 'none'}"
             )
-
-
-def text_of(notebook: Any) -> str:
-    """Return a notebook as the text that is written."""
-    import nbformat
-
-    return nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
-
-
-def execute(notebook: Any, timeout: int = 900) -> Any:
-    """Run ``notebook`` in a fresh kernel and return it with outputs and nothing that varies.
-
-    Raises:
-        nbclient.exceptions.CellExecutionError: a cell failed.
-    """
-    from nbclient import NotebookClient
-
-    with tempfile.TemporaryDirectory() as folder:
-        given = {
-            "MINIDS3_STRICT": "1",
-            "MINIDS3_HOME": folder,
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        }
-        before = {k: os.environ.get(k) for k in given}
-        os.environ.update(given)
-        try:
-            NotebookClient(
-                notebook,
-                timeout=timeout,
-                kernel_name="python3",
-                store_widget_state=True,  # it answers the kernel; dropped below
-                record_timing=False,
-                extra_arguments=["--log-level=40"],
-                resources={"metadata": {"path": folder}},
-            ).execute()
-        finally:
-            for key, value in before.items():
-                if value is None:
-                    os.environ.pop(key, None)
-                else:
-                    os.environ[key] = value
-    notebook.metadata.kernelspec = dict(_KERNEL)
-    notebook.metadata.language_info = {"file_extension": ".py", "name": "python"}
-    notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
-        if cell.cell_type == "code":
-            cell.outputs = _tidy(cell.outputs)
-    return notebook
-
-
-def _tidy(outputs: list[Any]) -> list[Any]:
-    """Drop widget views (their models are gone), progress bars and empty output; join streams."""
-    kept: list[Any] = []
-    for out in outputs:
-        data = out.get("data", {})
-        widget = "application/vnd.jupyter.widget-view+json"
-        if widget in data:
-            del data[widget]
-            out.get("metadata", {}).pop(widget, None)
-            if re.match(r"\s*\d+%\|.*\[.*\]", data.get("text/plain", "")):
-                continue  # tqdm's bar, frozen at its first step
-        if out.output_type == "stream" and out.name == "stderr":
-            if "it/s" in out.text or "s/it" in out.text or "\r" in out.text:
-                continue
-            raise BuildError(f"a cell wrote to stderr: {out.text[:200]}")
-        same_stream = out.output_type == "stream" and kept and kept[-1].output_type == "stream"
-        if same_stream and kept[-1].name == out.name:
-            kept[-1].text += out.text
-        else:
-            kept.append(out)
-    return kept
-
-
-def write(path: Path, text: str) -> bool:
-    """Write ``text`` through a temporary file; return whether anything changed."""
-    if path.exists() and path.read_text(encoding="utf-8") == text:
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return True
-
-
-def build(source: Source, run: bool = True, timeout: int = 900) -> list[Path]:
-    """Write the student's notebook and, with ``run``, the executed solved one.
-
-    Without ``run`` a solved notebook that exists keeps the outputs of cells that did not change.
-    """
-    changed = []
-    if write(source.student_path, text_of(student(source))):
-        changed.append(source.student_path)
-    solved = student(source, solved=True)
-    if run:
-        execute(solved, timeout)
-    else:
-        _keep_outputs(solved, source.solved_path)
-    if (run or source.solved_path.exists()) and write(source.solved_path, text_of(solved)):
-        changed.append(source.solved_path)
-    return changed
-
-
-def _keep_outputs(notebook: Any, path: Path) -> None:
-    import nbformat
-
-    if not path.exists():
-        return
-    old = {c.id: c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"}
-    for cell in notebook.cells:
-        before = old.get(cell.id)
-        if cell.cell_type == "code" and before is not None:
-            cell.outputs, cell.execution_count = before.outputs, before.execution_count
-
-
-def check(source: Source) -> Iterator[str]:
-    """Yield a sentence for each way in which the generated notebooks drifted from ``source``."""
-    import nbformat
-
-    fix = f"run: python -m minids3.course build {source.name[:2]}"
-    place = source.student_path
-    if not place.exists():
-        yield f"{_short(place)} is missing; {fix}"
-    elif place.read_text(encoding="utf-8") != text_of(student(source)):
-        cells = nbformat.read(place, as_version=4).cells
-        which = _first_difference(student(source).cells, cells)
-        yield f"{_short(place)} differs from its source{which}; {fix}"
-    place = source.solved_path
-    if not place.exists():
-        yield f"{_short(place)} is missing; {fix}"
-        return
-    old = nbformat.read(place, as_version=4)
-    for number, cell in enumerate(old.cells, 1):
-        if cell.cell_type != "code":
-            continue
-        if any(o.output_type == "error" for o in cell.outputs):
-            yield f"{_short(place)}: cell {number} ({cell.id}) holds an error; {fix}"
-        elif cell.execution_count is None:
-            yield f"{_short(place)}: cell {number} ({cell.id}) was never executed; {fix}"
-        cell.outputs, cell.execution_count = [], None
-    fresh = student(source, solved=True)
-    if text_of(old) != text_of(fresh):
-        which = _first_difference(fresh.cells, old.cells)
-        yield f"{_short(place)} differs from its source{which}; {fix}"
-
-
-def _short(path: Path) -> str:
-    return "/".join(path.parts[-3:] if path.parent.name == "solutions" else path.parts[-2:])
-
-
-def _first_difference(fresh: list[Any], old: list[Any]) -> str:
-    for number, (a, b) in enumerate(zip(fresh, old, strict=False), 1):
-        clean = {k: v for k, v in b.items() if k not in ("outputs", "execution_count")}
-        if {k: v for k, v in a.items() if k not in ("outputs", "execution_count")} != clean:
-            first = (a.source.splitlines() or [""])[0]
-            return f" at cell {number} ({first[:50]!r})"
-    return "" if len(fresh) == len(old) else f": it has {len(old)} cells, expected {len(fresh)}"
