@@ -15,11 +15,8 @@ PIP := $(BIN)/python -m pip install -q -c constraints.txt
 
 .PHONY: lab test lint unit notebooks drift build data clean
 
-# JupyterLab is told not to look for news and updates: the workbook works without a network.
 lab: $(VENV)/.lab
-	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.news_url=None \
-		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LAB_ARGS) \
-		notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab --notebook-dir=notebooks $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 test: lint unit drift notebooks
 
@@ -55,12 +52,18 @@ $(VENV)/bin/python:
 		echo "Could not create $(VENV). On Debian and Ubuntu: sudo apt install python3-venv"; \
 		rm -rf $(VENV); exit 1; }
 
+# JupyterLab's look-out for news and updates is switched off: the workbook needs no network.
+QUIET := $(BIN)/jupyter labextension disable --level=sys_prefix \
+	"@jupyterlab/apputils-extension:announcements" >/dev/null 2>&1
+
 $(VENV)/.lab: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e ".[lab]"
+	$(QUIET)
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e ".[test]"
+	$(QUIET)
 	@touch $@ $(VENV)/.lab
 
 clean:
