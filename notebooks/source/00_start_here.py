@@ -59,13 +59,17 @@ _ = stream_to_cell(trained, tokenizer, opening, max_new_tokens=120, seed=1)
 # for section 0.4. Here is how little it is made of:
 
 # %% tags=["nbval-check-output"]
+from minids3.config import get_config
+from minids3.sim import parameters
+
 config = trained.config
 weights = trained.num_parameters()
 print(f"layers {config.num_hidden_layers}, width {config.hidden_size}, "
       f"heads {config.num_attention_heads}, "
       f"dictionary {config.vocab_size} tokens")
+v3 = parameters.total_parameters(get_config("v3_671b"))
 print(f"{weights:,} weights: DeepSeek-V3 has "
-      f"{671_026_404_352 / weights:,.0f} times as many")
+      f"{v3 / weights:,.0f} times as many")
 
 # %% [markdown]
 # ## 0.1 Four kinds of document
@@ -98,10 +102,11 @@ viz.text_table(["domain", "you write", "untrained goes on",
                 "trained goes on"], rows)
 
 # %% [markdown]
-# Read the right-hand column twice. First for the **form**: ones before tens, a
-# carry, a check; a question and its answer; a function and its tests. Then for
-# the **sense**: does 9 + 4 make what it says? Was the thing that is asked for
-# ever in the story? Form comes long before sense, in this model as in any.
+# Read the right-hand column twice. First for the **form**: ones before tens,
+# a carry, a check; a question and its answer; a function and its tests. Then
+# for the **sense**: does 9 + 4 make what it says? Was the thing that is asked
+# for ever in the story? Form comes long before sense, in this model as in
+# any.
 #
 # And nobody told it about carries, towns or indentation. It was shown texts
 # and asked, more than a million times, one thing only: **which token comes
@@ -139,8 +144,8 @@ from minids3.course.registry import exercises
 
 ready = {exercise.notebook[:2] for exercise in exercises()}
 viz.show(viz.workbook_map(ready), alt="A winding road of twenty numbered "
-         "stops. 00 to 02 are the baseline, 03 to 06 the architecture, 07 to "
-         "11 numbers and kernels, 12 to 15 training at scale, 16 to 19 "
+         "stops. 00 to 02 are the baseline, 03 to 06 the architecture, 07 "
+         "to 11 numbers and kernels, 12 to 15 training at scale, 16 to 19 "
          f"serving and judging. Open today: {', '.join(sorted(ready))}.")
 
 # %% [markdown]
@@ -253,7 +258,7 @@ ax.set(yscale="log", xlabel="layers passed", xlim=(0, 30),
        ylabel="root mean square (log scale)",
        title="Thirty layers with and without the volume knob")
 ax.legend(fontsize=8)
-viz.show(fig, alt="Size of a vector over thirty random layers, logarithmic. "
+viz.show(fig, alt="Size of a vector over thirty random layers, log scale. "
          "Without a norm one curve climbs past 700 and the other falls "
          "to a thousandth; with rms_norm both lie flat at one.")
 
@@ -290,7 +295,7 @@ train, valid = load_split("train"), load_split("validation")
 
 
 def documents(split, domain, n):
-    """Token ids and exact surprisal (nats) of a domain's first n documents."""
+    """Ids and exact surprisal (nats) of a domain's first n documents."""
     ends = torch.cat([split.doc_starts[1:],
                       torch.tensor([len(split.tokens)])])
     chosen = split.domain_ids == DOMAINS.index(domain)
@@ -321,7 +326,8 @@ for domain in DOMAINS:
     tokens = sum(len(d) - 1 for d in docs)
     totals = {
         "untrained": surprise(untrained, docs).sum().item(),
-        "token counts": sum(cost_of_token[d[1:]].sum().item() for d in docs),
+        "token counts": sum(
+            cost_of_token[d[1:]].sum().item() for d in docs),
         "trained": surprise(trained, docs).sum().item(),
         "floor": exact,
     }
@@ -377,17 +383,18 @@ story = documents(valid, "stories", 4)[0][3]
 pieces = [tokenizer.decode([i]) for i in story[1:].tolist()]
 paid = surprise(trained, [story])[0].tolist()
 strip = viz.token_strip(pieces, paid)
-viz.show(strip.figure(columns=80, title="What each token cost (darker: more)"),
+title = "What each token cost (darker: more)"
+viz.show(strip.figure(columns=80, title=title),
          alt="A short story cut into tokens. The dark, expensive ones are "
          "free choices: names, animals, things and places when they first "
-         "appear. Grammar words and repeated names are pale. The dearest is "
-         f"{pieces[int(np.argmax(paid))]!r} at {max(paid):.1f} nats.")
+         "appear. Grammar words and repeated names are pale. The dearest "
+         f"is {pieces[int(np.argmax(paid))]!r} at {max(paid):.1f} nats.")
 
 # %% [markdown]
-# It pays where the author threw dice: a name, an animal, a place. What follows
-# from what was already said is nearly free. Now look at the last line. The
-# answer follows from the plot with certainty, so whatever is paid there is
-# paid for not having followed it.
+# It pays where the author threw dice: a name, an animal, a place. What
+# follows from what was already said is nearly free. Now look at the last
+# line. The answer follows from the plot with certainty, so whatever is paid
+# there is paid for not having followed it.
 #
 # **The second measurement is stricter.** Let each model write whole documents
 # on its own, from nothing but the start token, and hand them to the grammar:
@@ -434,12 +441,12 @@ for name, found in verdicts.items():
           f"{len(found)} accepted   ({each})")
 
 # %% [markdown]
-# Not one text of the untrained model passes, and that is the control: a grammar
-# that accepts noise would be no judge. Of the trained model's, *facts* pass
-# most often, since each line stands on its own. A story or a sum is refused
-# for a single slip: a cup that was never there, a carry that got lost. Sense
-# is dearer than form, and buying more of it per dollar is what the
-# architecture in notebooks 03 to 06 is for.
+# Not one text of the untrained model passes, and that is the control: a
+# grammar that accepts noise would be no judge. Of the trained model's,
+# *facts* pass most often, since each line stands on its own. A story or a sum
+# is refused for a single slip: a cup that was never there, a carry that got
+# lost. Sense is dearer than form, and buying more of it per dollar is what
+# the architecture in notebooks 03 to 06 is for.
 #
 # Print a few with `write_documents(trained, 8)` and look for the broken rule.
 #
@@ -490,8 +497,8 @@ viz.play(
 # price of **not being clever**: all 671 billion parameters at work on each of
 # the 14.8 trillion tokens [TR], in 16-bit arithmetic.
 #
-# **Guess before you run:** \$5.5 million was the claim. How much for the plain
-# way?
+# **Guess before you run:** \$5.5 million was the claim. How much for the
+# plain way?
 
 # %%
 from minids3.sim import bill
@@ -500,10 +507,10 @@ bill.show(upto="00")
 
 # %%
 line = bill.line_00()
-viz.show(bill.figure(upto="00"), alt="One bar of GPU-hours on a logarithmic "
-         f"axis: a dense 671B model needs {line.gpu_hours / 1e6:.1f} million, "
-         f"or ${line.dollars / 1e6:.0f} million. A dashed mark at 2.788 "
-         "million hours and $5.576 million is what the report says.")
+viz.show(bill.figure(upto="00"), alt="One bar of GPU-hours on a log "
+         f"axis: a dense 671B model needs {line.gpu_hours / 1e6:.1f} "
+         f"million, or ${line.dollars / 1e6:.0f} million. A dashed mark at "
+         "2.788 million hours and $5.576 million is what the report says.")
 
 # %%
 ratio = line.gpu_hours / bill.PUBLISHED.gpu_hours

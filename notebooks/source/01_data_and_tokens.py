@@ -4,13 +4,13 @@
 # {{badge}}
 #
 # > **Claim.** Sixty lines of Python learn the same 1,784 merges as the
-# > `tokenizers` package, to the last id. With them our corpus takes less than a
-# > third as many tokens as bytes. And because we know the grammar that wrote
-# > it, we can compute, before training anything, the loss that no model will
-# > beat.
+# > `tokenizers` package, to the last id. With them our corpus takes less than
+# > a third as many tokens as bytes. And because we know the grammar that
+# > wrote it, we can compute, before training anything, the loss that no model
+# > will beat.
 #
-# **Takes** about 50 minutes; 'Run all' about a minute on one CPU core, no GPU.
-# **Needs** Python, and notebook 00 for how exercises work.
+# **Takes** about 50 minutes; 'Run all' about a minute on one CPU core, no
+# GPU. **Needs** Python, and notebook 00 for how exercises work.
 # **Afterwards** you can train and apply a byte-level BPE, pack documents into
 # batches, compute the entropy of a grammar, and refuse to compare two losses
 # per token that were counted in different tokens.
@@ -70,7 +70,8 @@ import textwrap
 samples = {d: corpora.generate(d, 1, seed=2)[0] for d in DOMAINS}
 viz.text_table(
     ["domain", "a document"],
-    [[d, "\n".join(textwrap.fill(line, 48) for line in doc.text.split("\n"))]
+    [[d, "\n".join(textwrap.fill(line, 48)
+                   for line in doc.text.split("\n"))]
      if d == "stories" else [d, doc.text] for d, doc in samples.items()])
 
 # %% [markdown]
@@ -85,14 +86,15 @@ viz.text_table(
 #
 # ## 1.2 Down to bytes
 #
-# A computer stores text as bytes: UTF-8 writes every character of every script
-# as one to four of them. There are only 256, so a model over bytes never meets
-# an unknown word. What does it cost?
+# A computer stores text as bytes: UTF-8 writes every character of every
+# script as one to four of them. There are only 256, so a model over bytes
+# never meets an unknown word. What does it cost?
 
 # %% tags=["nbval-check-output"]
 for text in ("the fox", "naïve", "水獺", "🦊"):
     data = list(text.encode("utf-8"))
-    print(f"{text!r:10} {len(text)} characters, {len(data):2} bytes: {data}")
+    print(f"{text!r:10} {len(text)} characters, "
+          f"{len(data):2} bytes: {data}")
 
 # %% [markdown]
 # A token per byte means four to five steps for an English word, and attention
@@ -125,8 +127,8 @@ viz.show(viz.token_strip(split_pieces(code)).figure(
 # sees `47` as one unbreakable thing has to learn its column of ones by heart.
 #
 # Pieces repeat. Of nearly 800,000 in the training text of our tokenizer only
-# some 1,250 are *different*, so we keep each once, with the number of times it
-# occurs.
+# some 1,250 are *different*, so we keep each once, with the number of times
+# it occurs.
 
 # %% tags=["nbval-check-output"]
 from collections import Counter
@@ -250,16 +252,17 @@ for n in (0, 20, 100, 300, 600):
                 textcoords="offset points", xytext=(6, 6), fontsize=8.5)
 ax.set(xlabel="merges learned", ylabel="tokens in the corpus (millions)",
        ylim=(0, None), title="Every merge makes the corpus shorter")
-viz.show(fig, alt="Number of tokens in the corpus against merges learned. It "
-         f"falls steeply at first, to {sizes[100] / sizes[0]:.0%} of the "
-         f"bytes after 100 merges and {sizes[600] / sizes[0]:.0%} after 600, "
+viz.show(fig, alt="Number of tokens in the corpus against merges learned. "
+         f"It falls steeply at first, to {sizes[100] / sizes[0]:.0%} of "
+         f"the bytes after 100 merges and {sizes[600] / sizes[0]:.0%} "
+         "after 600, "
          "close to one token per piece.")
 
 # %% [markdown]
 # After 600 merges the corpus is about a tenth above one token per piece, and
-# no merge can go below that. The later ones finish rare names, and serve other
-# people's text: the training text ends with a list of common English and
-# Python words.
+# no merge can go below that. The later ones finish rare names, and serve
+# other people's text: the training text ends with a list of common English
+# and Python words.
 #
 # Here is a sentence on the way:
 
@@ -306,10 +309,10 @@ print(f"control, ties the other way:    {sum(where)} of {len(mine)} equal, "
       f"the first difference at number {where.index(False)}")
 
 # %% [markdown]
-# All of them. The control shows that this is not a matter of course. The first
-# tie that matters is number 90; decide it the other way, and from there on many
-# tokens have other numbers: the same text gets other ids. Two programs share a
-# vocabulary only if they agree on every detail.
+# All of them. The control shows that this is not a matter of course. The
+# first tie that matters is number 90; decide it the other way, and from there
+# on many tokens have other numbers: the same text gets other ids. Two
+# programs share a vocabulary only if they agree on every detail.
 #
 # ## 1.3 Using it on a new word
 #
@@ -414,26 +417,27 @@ for domain in DOMAINS:
     axes[1].bar(0, 0, color=viz.COLORS[domain], label=domain)
 axes[1].legend(fontsize=8, ncols=2, loc="lower right")
 fig.tight_layout()
-viz.show(fig, alt=f"{n_docs} documents, coloured by domain. One to a row they "
-         f"fill {n_docs} rows of {T} about half; packed end to end they take "
+viz.show(fig, alt=f"{n_docs} documents, coloured by domain. One to a row "
+         f"they fill {n_docs} rows of {T} about half; packed end to end "
+         "they take "
          f"{math.ceil(place / T)} rows with no gap.")
 print(f"padding in rows of {T}: {wasted:.0%} of all positions")
 
 # %% [markdown]
 # Half the bill for nothing. So documents are laid **end to end** and the
 # stream is cut, wherever the knife falls. DeepSeek-V3 packs in the same way
-# and does *not* mask attention at the borders (TR section 4.1): a sum may look
-# at the story before it and has to learn that it does not help.
+# and does *not* mask attention at the borders (TR section 4.1): a sum may
+# look at the story before it and has to learn that it does not help.
 
 # %% [markdown]
 # EXERCISE text
 # ### Exercise: pack documents
 #
 # Write `pack_documents`. Concatenate the documents into a stream of N tokens
-# and cut it into `inputs` `[R, T]`; `targets` `[R, T]` holds for each input the
-# token that comes **after it in the stream**. Use as many rows as possible; a
-# tail too short for a row is dropped. Every token but the first should be
-# predicted exactly once.
+# and cut it into `inputs` `[R, T]`; `targets` `[R, T]` holds for each input
+# the token that comes **after it in the stream**. Use as many rows as
+# possible; a tail too short for a row is dropped. Every token but the first
+# should be predicted exactly once.
 
 # %%
 # EXERCISE pack-documents
@@ -443,9 +447,9 @@ print(f"padding in rows of {T}: {wasted:.0%} of all positions")
 
 # %% [markdown]
 # `PackedBatches` in the library does this, and lays the documents in a new
-# order every epoch. A batch is a **pure function of (seed, step)**: step 5,000
-# is the same after a crash, on another machine, or asked for twice. That is
-# what lets a training run resume bit for bit.
+# order every epoch. A batch is a **pure function of (seed, step)**: step
+# 5,000 is the same after a crash, on another machine, or asked for twice.
+# That is what lets a training run resume bit for bit.
 
 # %% tags=["nbval-check-output"]
 from minids3.data import PackedBatches
@@ -467,17 +471,17 @@ print("step 5000 is the same twice:",
 # ## 1.5 How low can a loss go?
 #
 # An event of probability p carries a **surprisal** of -log2 p bits. Its
-# average is the **entropy**, and Shannon proved in 1948 that no code, hence no
-# model, needs fewer bits on average. For English nobody knows the number. For
-# our corpora we do, since we wrote the dice.
+# average is the **entropy**, and Shannon proved in 1948 that no code, hence
+# no model, needs fewer bits on average. For English nobody knows the number.
+# For our corpora we do, since we wrote the dice.
 
 # %% [markdown]
 # EXERCISE text
 # ### Exercise: the entropy of a grammar
 #
 # A grammar is a choice, and after each option another choice, or the end. As
-# data: a node is a list of `(probability, rest)`, where `rest` is the next node
-# or `None`. Different choices always write different texts. Write
+# data: a node is a list of `(probability, rest)`, where `rest` is the next
+# node or `None`. Different choices always write different texts. Write
 # `grammar_entropy`: the entropy of the finished text in bits. After an option
 # of probability p you have paid -log2 p, and whatever follows is only paid by
 # those who got there.
@@ -497,7 +501,8 @@ print("step 5000 is the same twice:",
 places = [(1 / 14, None)] * 14
 small = [(0.25, None), (0.75, places)]
 print(f"{grammar_entropy(small):.3f} bits")
-print(f"by hand: {-0.25 * math.log2(0.25) - 0.75 * math.log2(0.75):.3f} for "
+by_hand = -0.25 * math.log2(0.25) - 0.75 * math.log2(0.75)
+print(f"by hand: {by_hand:.3f} for "
       f"the choice + 0.75 x {math.log2(14):.3f} for the place")
 
 # %% [markdown]
@@ -525,7 +530,7 @@ ax.set(xscale="log", xlim=(10, 3000), ylim=(0.8, 1.2),
        xlabel="documents drawn", ylabel="mean surprisal / exact entropy",
        title="Sampling homes in on the computed entropy")
 ax.legend(fontsize=8, loc="upper right")
-viz.show(fig, alt="Mean surprisal of sampled documents divided by the exact "
+viz.show(fig, alt="Mean surprisal of sampled documents over the exact "
          "entropy, against the number of documents, for four domains. All "
          "four curves converge to one.", dpi=100)
 
@@ -540,7 +545,8 @@ def bits_per_token(text, domain):
     ends = np.cumsum([len(part) for part in parts])
     paid = np.zeros(len(parts))
     for choice in corpora.trace(domain, text):
-        paid[np.searchsorted(ends, choice.offset, side="right")] += choice.bits
+        at = np.searchsorted(ends, choice.offset, side="right")
+        paid[at] += choice.bits
     return parts, paid
 
 
@@ -549,8 +555,9 @@ for domain in ("stories", "arithmetic", "code"):
     viz.show(viz.token_strip(parts, paid, unit="bits", high=6.5).figure(
         columns=88, title=f"{domain}: {paid.sum():.1f} bits in "
         f"{len(parts)} tokens, {(paid == 0).mean():.0%} of them free"),
-        alt=f"A document of {domain} with its surprisal per token. Dark are "
-        "the free choices; everything that follows from them is blank.", dpi=90)
+        alt=f"A document of {domain} with its surprisal per token. Dark "
+        "are the free choices; all that follows from them is blank.",
+        dpi=90)
 
 # %% [markdown]
 # White tokens are *certain* to somebody who understands. In the sum, all dice
@@ -574,7 +581,7 @@ for i, value in enumerate(floors.values()):
 ax.set(ylabel="floor (nats per token)", ylim=(0, 0.72),
        title="The lowest loss there is, validation documents")
 ax.grid(axis="x", visible=False)
-viz.show(fig, alt="Exact loss floors in nats per predicted token: " + ", ".join(
+viz.show(fig, alt="Exact loss floors in nats per token: " + ", ".join(
     f"{d} {v:.3f}" for d, v in floors.items()) + ".")
 print(f"a model that knows nothing: ln {tok.vocab_size} = "
       f"{math.log(tok.vocab_size):.2f}")
@@ -592,9 +599,9 @@ print(f"a model that knows nothing: ln {tok.vocab_size} = "
 # bits per byte = (sum of nats over all tokens / ln 2) / bytes of text.
 #
 # To see it work we need a model that trains in a second under any vocabulary:
-# a **4-gram**. It counts which token followed the last four, falls back on the
-# last three where those were rare, and so on down. The *same* model, the same
-# documents, five tokenizers:
+# a **4-gram**. It counts which token followed the last four, falls back on
+# the last three where those were rare, and so on down. The *same* model, the
+# same documents, five tokenizers:
 #
 # - bytes; 64, 256 and all 1,784 merges;
 # - the **control**: merges learned from arithmetic and nothing else.
@@ -678,7 +685,7 @@ axes[0].set(ylabel="loss (nats per token)",
             ylim=(0, 1.2 * max(r[0] for r in ruler.values())))
 axes[1].set(ylabel="loss (bits per byte)",
             ylim=(0, 1.2 * max(r[1] for r in ruler.values())))
-for i, r in enumerate(ruler.values()):  # the same floor, in each one's units
+for i, r in enumerate(ruler.values()):  # one floor, in each one's units
     axes[0].hlines(valid_bits * math.log(2) / r[2], i - 0.4, i + 0.4,
                    color=viz.COLORS["floor"], linewidth=2)
 axes[1].axhline(floor_byte, color=viz.COLORS["floor"], linewidth=2,
@@ -688,8 +695,8 @@ fig.tight_layout()
 words_ = ", ".join(f"{n}: {r[0]:.2f} and {r[1]:.2f}"
                    for n, r in ruler.items())
 viz.show(fig, alt="Loss of the same kind of model under five tokenizers, "
-         f"nats per token and bits per byte. {words_}. The floor differs per "
-         f"tokenizer on the left and is {floor_byte:.2f} on the right.",
+         f"nats per token and bits per byte. {words_}. The floor differs "
+         f"per tokenizer on the left and is {floor_byte:.2f} on the right.",
          dpi=100)
 
 # %% [markdown]
@@ -700,8 +707,8 @@ viz.show(fig, alt="Loss of the same kind of model under five tokenizers, "
 # the tokenizer. On the right there is one floor for all.
 #
 # The control looks respectable on the left, ahead of both large vocabularies.
-# On the right it is what it is: merges of digits and column headings do little
-# for words.
+# On the right it is what it is: merges of digits and column headings do
+# little for words.
 #
 # V3's report does the same: its perplexity benchmark, Pile-test, is given in
 # bits per byte, **because** the models compared have different tokenizers
@@ -738,9 +745,10 @@ ax.set(xlabel="text that is cut", ylabel="tokenizer trained on",
        title="Bytes per token: more is shorter")
 ax.grid(visible=False)
 fig.colorbar(image, label="bytes per token")
-viz.show(fig, alt="Heat map of bytes per token, six tokenizers by five kinds "
-         "of text. The diagonal is best, a tokenizer of one domain cuts the "
-         "others to little more than bytes, and the one trained on all four "
+viz.show(fig, alt="Heat map of bytes per token, six tokenizers by five "
+         "kinds of text. The diagonal is best, a tokenizer of one domain "
+         "cuts the others to little more than bytes, and the one trained "
+         "on all four "
          "equals each on its home ground.")
 
 # %% [markdown]
@@ -789,7 +797,8 @@ bill.show(upto="01")
 tokens = bill.line_01().value
 years = tokens * 0.75 / 250 / 60 / 24 / 365  # about 3/4 word a token
 print(f"{tokens / 1e12:.1f}T tokens: about {years:,.0f} years of reading")
-print(f"our training split is {tokens / len(train.tokens):,.0f} times smaller")
+times = tokens / len(train.tokens)
+print(f"our training split is {times:,.0f} times smaller")
 
 # %% [markdown]
 # This line has no dollars yet. It is the D in the 6ND of the next notebook.
@@ -797,8 +806,8 @@ print(f"our training split is {tokens / len(train.tokens):,.0f} times smaller")
 #
 # ## Limits of what you saw
 #
-# - The floor is exact for *our grammar*. For text in the wild nobody knows the
-#   entropy; a lower loss is then all there is to go by.
+# - The floor is exact for *our grammar*. For text in the wild nobody knows
+#   the entropy; a lower loss is then all there is to go by.
 # - The floor is a mean. On a finite set of documents a model may be a little
 #   above or below it by luck; here the validation split's own surprisal is
 #   used, which removes most of that.
@@ -821,5 +830,5 @@ print(f"our training split is {tokens / len(train.tokens):,.0f} times smaller")
 # 5. DeepSeek-V3 Technical Report, arXiv 2412.19437: section 4.1 (data,
 #    tokenizer, packing), table 3 (Pile-test). [TR]
 #
-# **Next:** [02 · A transformer you wrote yourself](02_transformer_baseline.ipynb),
-# which has a floor to reach now.
+# **Next:** [02 · A transformer you wrote
+# yourself](02_transformer_baseline.ipynb), which has a floor to reach now.

@@ -4,16 +4,16 @@
 # {{badge}}
 #
 # > **Claim.** A decoder assembled from five functions of your own starts at a
-# > loss of ln V, comes within **0.3 nats per token** of the entropy of
-# > its corpus in under two minutes on two CPU cores, and writes readable text.
+# > loss of ln V, comes within **0.3 nats per token** of the entropy of its
+# > corpus in under two minutes on two CPU cores, and writes readable text.
 # > The same model with a leak in its mask reaches a *lower* loss than the
 # > entropy allows, and cannot write a sentence.
 #
 # **Takes** about 60 minutes to work through; 'Run all' about 2.5 minutes on
-# two CPU cores, less on a T4. **Needs** notebooks 00 (RMSNorm) and 01 (tokens,
-# entropy floor). **Afterwards** you can write RoPE, causal attention, SwiGLU,
-# the loss and an AdamW step from memory, tell a healthy loss curve from a
-# leaking one, and say what 6ND counts and what it forgets.
+# two CPU cores. **Needs** notebooks 00 (RMSNorm) and 01
+# (tokens, entropy floor). **Afterwards** you can write RoPE, causal
+# attention, SwiGLU, the loss and an AdamW step from memory, tell a healthy
+# loss curve from a leaking one, and say what 6ND counts and what it forgets.
 #
 # Everything later in this workbook replaces one part of the model built here.
 # So it is worth building well.
@@ -270,9 +270,9 @@ for ax, (title, image, cmap) in zip(axes, panels):
         fig.colorbar(shown, ax=ax, fraction=0.046)
 axes[0].set_ylabel("query position t")
 fig.tight_layout()
-viz.show(fig, alt="Three 9 by 9 maps. The mask is a lower triangle with its "
-         "diagonal. The scores fill the whole square. The weights are zero "
-         "above the diagonal and each row sums to one.", dpi=88)
+viz.show(fig, alt="Three 9 by 9 maps. The mask is a lower triangle with "
+         "its diagonal. The scores fill the whole square. The weights are "
+         "zero above the diagonal and each row sums to one.", dpi=88)
 print("row sums:", [round(s, 4) for s in weights.sum(-1).tolist()])
 
 # %% [markdown]
@@ -321,8 +321,8 @@ for ax, (name, attend) in zip(axes, variants.items()):
 axes[0].set_ylabel("gradient of output 5")
 fig.tight_layout()
 viz.show(fig, alt="Gradient of output 5 by input position. Yours: nonzero "
-         "at 0 to 5 only. Without a mask: nonzero everywhere. Mask one step "
-         "late: nonzero at 0 to 6.", dpi=88)
+         "at 0 to 5 only. Without a mask: nonzero everywhere. Mask one "
+         "step late: nonzero at 0 to 6.", dpi=88)
 
 # %% [markdown]
 # ## 2.4 Thinking alone: SwiGLU
@@ -349,8 +349,8 @@ axes[1].grid(visible=False)
 fig.colorbar(shown, ax=axes[1])
 fig.tight_layout()
 viz.show(fig, alt="Left: SiLU, ReLU and sigmoid from -6 to 6; SiLU follows "
-         "ReLU but dips slightly below zero. Right: the product of gate and "
-         "up; left of zero almost nothing passes.", dpi=88)
+         "ReLU but dips slightly below zero. Right: the product of gate "
+         "and up; left of zero almost nothing passes.", dpi=88)
 
 # %% [markdown]
 # EXERCISE text
@@ -589,7 +589,8 @@ axes[1].set(title="DeepSeek-V3 (TR 4.2)", ylabel="learning rate",
             xlabel="tokens (trillions)")
 fig.tight_layout()
 viz.show(fig, alt="Two learning-rate plans: a ramp, a plateau and a cosine "
-         "fall; DeepSeek-V3's adds two constant stretches at the end.", dpi=88)
+         "fall; DeepSeek-V3's adds two constant stretches at the end.",
+         dpi=88)
 
 # %% [markdown]
 # ## 2.9 Train it, beside a cheat
@@ -623,7 +624,8 @@ def loss_axes(last, names):
         ax.axhline(nats, color=color, ls=style, lw=1.4)
         ax.annotate(f"{name} {nats:.2f}", (1.01, nats), va="center",
                     xycoords=("axes fraction", "data"), color=color)
-    ax.set(xlabel="training step", ylabel="loss (nats per token, log scale)",
+    ax.set(xlabel="training step",
+           ylabel="loss (nats per token, log scale)",
            yscale="log", xlim=(0, last))
     ax.set_yticks([0.25, 0.5, 1, 2, 4, 8], "0.25 0.5 1 2 4 8".split())
     ax.minorticks_off()
@@ -637,9 +639,9 @@ for run, name, role in ((honest, "your mask", "ours"),
             color=viz.COLORS[role], label=name)
 ax.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
 below = leaky.history.train_loss[-1]
-viz.show(fig, alt=f"Training loss over {SHORT} steps. The leaky model falls "
-         f"through the entropy floor to {below:.2f} nats; the honest one is "
-         f"at {honest.history.train_loss[-1]:.2f}, above the floor.")
+viz.show(fig, alt=f"Training loss over {SHORT} steps. The leaky model "
+         f"falls through the entropy floor to {below:.2f} nats; the honest "
+         f"one is at {honest.history.train_loss[-1]:.2f}, above the floor.")
 print(f"leaky  {leaky.history.train_loss[-1]:.2f}   "
       f"honest {honest.history.train_loss[-1]:.2f}   "
       f"floor {MARKS['entropy floor']:.2f} nats per token")
@@ -687,8 +689,8 @@ print(f"validation {final:.3f}   floor {floor:.3f}   "
 
 # %% [markdown]
 # **The band.** Over three seeds the model ended 0.24 to 0.25 nats per token
-# above the floor; the notebook asks for less than **0.3**. If yours is outside,
-# something is wrong with it, or with us.
+# above the floor; the notebook asks for less than **0.3**. If yours is
+# outside, something is wrong with it, or with us.
 
 # %% tags=["nbval-check-output"]
 BAND = 0.3
@@ -705,9 +707,9 @@ ax.plot(history.valid_steps, history.valid_loss, "o-", ms=4,
 ax.axhspan(floor, floor + BAND, color=viz.COLORS["floor"], alpha=0.2,
            label=f"the band: up to {BAND} above the floor")
 ax.legend(loc="upper right", bbox_to_anchor=(1, 0.85))
-viz.show(fig, alt=f"Loss by training step: from {history.train_loss[0]:.2f} "
-         f"at ln V down past the tables to {final:.2f} on validation, inside "
-         f"the band of {BAND} above the floor of {floor:.2f}.")
+viz.show(fig, alt=f"Loss by step: from {history.train_loss[0]:.2f} "
+         f"at ln V down past the tables to {final:.2f} on validation, "
+         f"inside the band of {BAND} above the floor of {floor:.2f}.")
 
 # %% [markdown]
 # Within about fifty steps the curve passes the table of pairs, and from there

@@ -42,8 +42,8 @@ def test_solved_notebook_is_small_and_every_picture_has_words(source):
 
 
 @each
-def test_code_lines_are_short(source):
-    # Markdown is wrapped by the page; code is not, and 80 characters fit a narrow window.
+def test_lines_are_short(source):
     for number, line in enumerate(source.path.read_text(encoding="utf-8").splitlines(), 1):
-        short = len(line) <= 80 or line.startswith("#")
-        assert short, f"line {number} of {source.path.name}: {len(line)} characters"
+        shown = line.removeprefix("# ")  # what a markdown line is in the notebook
+        short = len(shown) <= 76 or "http" in line or line.startswith("# |")
+        assert short, f"line {number} of {source.path.name}: {len(shown)} characters"
