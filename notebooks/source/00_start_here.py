@@ -25,8 +25,8 @@
 # ## 0.0 Two strangers
 #
 # Two models sit behind the next cell. Same architecture, same number of
-# weights, same dictionary of 2,048 tokens. One of them has read some millions
-# of tokens. The other was born a moment ago.
+# weights, same dictionary of 2,048 tokens. One of them has read 1.6 million
+# tokens. The other was born a moment ago.
 #
 # Both are handed the first line of a story.
 #

@@ -99,11 +99,16 @@ def workbook_map(ready: Collection[str] = (), solved: Mapping[str, float] | None
         ax.text(x, y, number, ha="center", va="center", color=ink, weight="bold", zorder=4)
         tone = INK if there else MUTED
         ax.text(x, y - 0.56, words, ha="center", va="top", fontsize=8, color=tone, zorder=4)
-    x = -0.55
     for words, colour in PARTS.values():
-        ax.text(x, 0.95, "●", color=colour, fontsize=11, va="center")
-        ax.text(x + 0.3, 0.95, words, color=INK, fontsize=7.6, va="center")
-        x += 0.85 + 0.086 * len(words)
-    ax.set(xlim=(-1.3, 9.5), ylim=(-3 * drop - 1.25, 1.2), aspect="equal")
+        ax.scatter([], [], s=45, color=colour, label=words)
+    ax.legend(
+        loc="lower center",
+        bbox_to_anchor=(0.5, 0.97),
+        ncols=len(PARTS),
+        fontsize=8,
+        handletextpad=0.1,
+        columnspacing=1.3,
+    )
+    ax.set(xlim=(-1.3, 9.5), ylim=(-3 * drop - 1.25, 0.75), aspect="equal")
     ax.axis("off")
     return fig
