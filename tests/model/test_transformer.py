@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llama_twin import half_split_rows, llama_of
-from minids3.config import ConfigError, ModelConfig, get_config
+from minids3.config import ModelConfig, get_config
 from minids3.model import ModelFileError, Transformer, load_model, load_shipped, save_model
 
 
@@ -84,11 +84,6 @@ def test_ids_that_cannot_be_right_are_refused():
         model(torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="max_position_embeddings=64"):
         model(torch.zeros(1, 65, dtype=torch.int64))
-
-
-def test_parts_that_are_not_built_yet_say_so():
-    with pytest.raises(ConfigError, match="'mla' is not built by this version"):
-        Transformer(get_config("mini"))
 
 
 @pytest.mark.parametrize("tied", [False, True])

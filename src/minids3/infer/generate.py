@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from minids3.infer.cache import KVCache
+from minids3.infer.cache import make_cache
 from minids3.infer.sample import sample
 from minids3.model.transformer import Transformer
 
@@ -48,7 +48,7 @@ def _steps(
         )
     steps = min(max_new_tokens, room)
     generator = torch.Generator(ids.device).manual_seed(seed)
-    cache = KVCache(
+    cache = make_cache(
         model.config,
         batch_size=ids.shape[0],
         capacity=ids.shape[1] + steps,

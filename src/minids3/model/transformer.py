@@ -1,12 +1,7 @@
-"""The decoder: embedding, blocks, norm, output head.
-
-Pre-norm residual blocks, as in Llama and DeepSeek-V3::
-
-    x = x + attention(norm(x));   x = x + feed_forward(norm(x))
+"""The decoder: embedding, blocks, norm, output head, and the modules that predict further ahead.
 
 The rotary tables are made once per model and handed down, so that a layer holds nothing but
-parameters. Each block asks ``_attention`` and ``_feed_forward`` for its parts: that is where latent
-attention and experts plug in.
+parameters. What a layer is made of is decided in ``block``.
 """
 
 from __future__ import annotations
@@ -17,53 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minids3.config import ConfigError, ModelConfig
-from minids3.nn import GroupedQueryAttention, RMSNorm, SwiGLU
-from minids3.nn.attention import LayerCache
+from minids3.config import ModelConfig
+from minids3.model.block import Block
+from minids3.model.mtp import MTPModule
+from minids3.nn import RMSNorm
+from minids3.nn.rope import model_rope_tables
 from minids3.ref.loss import IGNORE_INDEX
-from minids3.ref.rope import rope_tables
 
-__all__ = ["Block", "ModelCache", "Transformer"]
+__all__ = ["ModelCache", "Transformer"]
 
 
-class ModelCache(LayerCache, Protocol):
-    """What a model needs from a cache: its length, and a word when all layers are done."""
+class ModelCache(Protocol):
+    """What a model needs from a cache, besides what its attention asks of it."""
 
     length: int
 
     def advance(self, n_tokens: int) -> None:
-        """Count ``n_tokens`` more cached positions."""
+        """Count ``n_tokens`` more cached positions, once every layer has stored them."""
         ...
-
-
-def _attention(cfg: ModelConfig, layer: int) -> nn.Module:
-    if cfg.attention == "gqa":
-        return GroupedQueryAttention(cfg, layer)
-    raise ConfigError(f"attention={cfg.attention!r} is not built by this version; use 'gqa'")
-
-
-def _feed_forward(cfg: ModelConfig, layer: int) -> nn.Module:
-    if not cfg.is_moe_layer(layer):
-        return SwiGLU(cfg.hidden_size, cfg.intermediate_size)
-    raise ConfigError("routed experts are not built by this version; set n_routed_experts=0")
-
-
-class Block(nn.Module):
-    """One layer: attention and feed-forward, each behind a norm and beside a residual."""
-
-    def __init__(self, cfg: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.self_attn = _attention(cfg, layer)
-        self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.mlp = _feed_forward(cfg, layer)
-
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None
-    ) -> Tensor:
-        """Map ``x [B, T, D]`` to ``[B, T, D]``."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Transformer(nn.Module):
@@ -71,9 +37,6 @@ class Transformer(nn.Module):
 
     Parameters are drawn from N(0, initializer_range) as in TR section 4.2; norms start at one.
     Seed with ``torch.manual_seed`` before building to get the same model twice.
-
-    Raises:
-        ConfigError: the configuration asks for a part that this version does not build.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -85,9 +48,10 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        cos, sin = rope_tables(
-            config.max_position_embeddings, config.head_dim, config.rope_theta, device="cpu"
+        self.mtp = nn.ModuleList(
+            MTPModule(config, k + 1) for k in range(config.num_nextn_predict_layers)
         )
+        cos, sin = model_rope_tables(config)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
         self.reset_parameters()
@@ -137,18 +101,59 @@ class Transformer(nn.Module):
             ids: ``[B, T]`` int64.
             targets: ``[B, T]`` int64, the token after each position; ``IGNORE_INDEX``: not counted.
         """
-        logits = self(ids)
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX
-        )
+        return _cross_entropy(self(ids), targets)
 
-    def num_parameters(self, embeddings: bool = True) -> int:
+    def losses(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The main loss and the loss of every MTP module, each a scalar fp32 in nats.
+
+        Module k has only T - k targets, yet its sum is divided like the main one (TR eq. 24). A
+        training objective adds the mean of the list, times lambda, to the main loss (TR eq. 25).
+
+        Args:
+            ids: ``[B, T]`` int64.
+            targets: ``[B, T]`` int64, the token after each position; ``IGNORE_INDEX``: not counted.
+        """
+        hidden = self.hidden_states(ids)
+        main = _cross_entropy(self.lm_head(hidden), targets)
+        counted = (targets != IGNORE_INDEX).sum()
+        extra = []
+        for k, ahead in enumerate(self._mtp_hidden(hidden, ids), start=1):
+            logits = self.lm_head(ahead).flatten(0, 1).float()
+            nats = F.cross_entropy(
+                logits, targets[:, k:].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+            )
+            extra.append(nats / counted)
+        return main, extra
+
+    def mtp_logits(self, ids: Tensor) -> list[Tensor]:
+        """Logits of every MTP module: the k-th is ``[B, T - k, V]``, position i for token i+k+1."""
+        return [self.lm_head(h) for h in self._mtp_hidden(self.hidden_states(ids), ids)]
+
+    def _mtp_hidden(self, hidden: Tensor, ids: Tensor) -> list[Tensor]:
+        """Chain the modules over ``hidden [B, T, D]`` of ``ids [B, T]``; the k-th gives T - k."""
+        found = []
+        for k, module in enumerate(self.mtp, start=1):
+            length = ids.shape[1] - k
+            if length < 1:
+                raise ValueError(
+                    f"{ids.shape[1]} tokens are too few for MTP module {k}: it needs {k + 1}"
+                )
+            embedding = self.embed_tokens(ids[:, k:])
+            cos, sin = self.rope_cos[:length], self.rope_sin[:length]
+            hidden = module(hidden[:, :length], embedding, cos, sin)
+            found.append(hidden)
+        return found
+
+    def num_parameters(self, embeddings: bool = True, mtp: bool = True) -> int:
         """How many parameters there are, each shared one counted once.
 
         Args:
             embeddings: count the embedding table (and a head tied to it) too.
+            mtp: count the MTP modules too. Published totals do not: V3's 671B is without.
         """
         total = sum(p.numel() for p in self.parameters())
+        if not mtp:
+            total -= sum(p.numel() for p in self.mtp.parameters())
         return total if embeddings else total - self.embed_tokens.weight.numel()
 
     def _validate(self, ids: Tensor, start: int) -> None:
@@ -171,3 +176,9 @@ class Transformer(nn.Module):
                 f"token ids span {int(ids.min())}..{int(ids.max())}, but the model's vocabulary is "
                 f"0..{self.config.vocab_size - 1}: was the text encoded with another tokenizer?"
             )
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX
+    )

@@ -1,13 +1,14 @@
-"""Rotary position embedding, the version the model runs."""
+"""Rotary position embedding, the version the model runs, and what a configuration says of it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from minids3.ref.rope import apply_rope_ref
+from minids3.config import ModelConfig
+from minids3.ref.rope import apply_rope_ref, rope_tables, yarn_frequencies, yarn_mscale
 
-__all__ = ["apply_rope"]
+__all__ = ["apply_rope", "attention_scale", "model_rope_tables"]
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True) -> Tensor:
@@ -19,5 +20,46 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True) ->
     """
     if not interleaved or x.dtype != torch.float32 or x.device.type == "mps":
         return apply_rope_ref(x, cos, sin, interleaved)
+    if x.storage_offset() % 2 or any(stride % 2 for stride in x.stride()[:-1]):
+        x = x.contiguous()  # a pair that starts at an odd address is no complex number
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+
+
+def model_rope_tables(cfg: ModelConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of all positions of a model: ``[max_position_embeddings, R // 2]`` each.
+
+    YaRN also scales them by the ratio of its two mscales, which is 1 in the released model: there
+    the whole correction sits in ``attention_scale``.
+    """
+    dim = cfg.qk_rope_head_dim if cfg.attention == "mla" else cfg.head_dim
+    if cfg.rope_factor <= 1:
+        return rope_tables(cfg.max_position_embeddings, dim, cfg.rope_theta, device="cpu")
+    frequencies = yarn_frequencies(
+        dim,
+        cfg.rope_theta,
+        cfg.rope_factor,
+        cfg.original_max_position_embeddings,
+        cfg.beta_fast,
+        cfg.beta_slow,
+    )
+    cos, sin = rope_tables(cfg.max_position_embeddings, dim, device="cpu", frequencies=frequencies)
+    if cfg.mscale and cfg.mscale_all_dim:
+        ratio = yarn_mscale(cfg.rope_factor, cfg.mscale) / yarn_mscale(
+            cfg.rope_factor, cfg.mscale_all_dim
+        )
+    else:
+        ratio = yarn_mscale(cfg.rope_factor)
+    return cos * ratio, sin * ratio
+
+
+def attention_scale(cfg: ModelConfig) -> float:
+    """Factor on the scores: head width to the -1/2, under YaRN times mscale squared.
+
+    0.07217 for V3, 0.13523 with its YaRN (facts section 2). As in Hugging Face's code the factor
+    belongs to the configuration; the released code adds it only beyond 4,096 positions.
+    """
+    scale = cfg.qk_head_dim**-0.5
+    if cfg.attention == "mla" and cfg.rope_factor > 1 and cfg.mscale_all_dim:
+        scale *= yarn_mscale(cfg.rope_factor, cfg.mscale_all_dim) ** 2
+    return scale

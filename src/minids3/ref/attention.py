@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["causal_attention_ref"]
+from minids3.ref.norm import rms_norm_ref
+from minids3.ref.rope import apply_rope_ref
+
+__all__ = ["causal_attention_ref", "latent_attention_ref"]
 
 
 def causal_attention_ref(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
@@ -43,3 +46,63 @@ def causal_attention_ref(q: Tensor, k: Tensor, v: Tensor, scale: float | None = 
     future = future.triu(n_keys - n_queries + 1)
     weights = scores.masked_fill(future, -torch.inf).softmax(-1)
     return (weights @ v.float()).to(q.dtype)
+
+
+def latent_attention_ref(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    w_q: Tensor,
+    w_kv_a: Tensor,
+    kv_norm: Tensor,
+    w_kv_b: Tensor,
+    w_o: Tensor,
+    w_q_a: Tensor | None = None,
+    q_norm: Tensor | None = None,
+    v_head_dim: int,
+    scale: float | None = None,
+    interleaved: bool = True,
+) -> Tensor:
+    """Multi-head latent attention over a whole sequence, equation by equation (TR eq. 1-11).
+
+    Every head's keys and values are rebuilt from the latent and nothing is cached or folded: the
+    oracle of ``nn.mla``. The number of heads H and the widths dn (without position), R (rotary)
+    and C (latent) are read off the weights.
+
+    Args:
+        x: ``[B, T, D]``.
+        cos: ``[T, R // 2]``; with it R is known.
+        sin: ``[T, R // 2]``.
+        w_q: ``[H * (dn + R), Cq]``, or ``[H * (dn + R), D]`` without query compression.
+        w_kv_a: ``[C + R, D]``, down to the latent and the shared rotary key.
+        kv_norm: ``[C]``, scale of the latent's RMSNorm; the rotary key is not normalised.
+        w_kv_b: ``[H * (dn + dv), C]``, per head the keys' rows, then the values'.
+        w_o: ``[D, H * dv]``.
+        w_q_a: ``[Cq, D]``, down to the query latent, or None.
+        q_norm: ``[Cq]``, scale of its RMSNorm, or None.
+        v_head_dim: dv.
+        scale: factor on the scores, default ``(dn + R) ** -0.5``.
+        interleaved: layout of the rotary pairs.
+
+    Returns:
+        ``[B, T, D]``.
+    """
+    rope, rank = 2 * cos.shape[-1], kv_norm.shape[0]
+    n_heads = w_o.shape[1] // v_head_dim
+    query_input = x if w_q_a is None else rms_norm_ref(x @ w_q_a.T, q_norm)
+    q = torch.einsum("btc,hdc->bhtd", query_input, w_q.unflatten(0, (n_heads, -1)))
+    down = torch.einsum("btd,cd->btc", x, w_kv_a)
+    c_kv, k_rope = rms_norm_ref(down[..., :rank], kv_norm), down[..., rank:]
+    kv = torch.einsum("btc,hdc->bhtd", c_kv, w_kv_b.unflatten(0, (n_heads, -1)))
+    k_nope, v = kv[..., :-v_head_dim], kv[..., -v_head_dim:]
+    nope = k_nope.shape[-1]
+    q_rope = apply_rope_ref(q[..., nope:], cos, sin, interleaved)
+    k_rope = apply_rope_ref(k_rope, cos, sin, interleaved)
+    scores = torch.einsum("bhtd,bhsd->bhts", q[..., :nope], k_nope)
+    scores = scores + torch.einsum("bhtr,bsr->bhts", q_rope, k_rope)
+    scores = scores * ((nope + rope) ** -0.5 if scale is None else scale)
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+    out = torch.einsum("bhts,bhsv->bthv", weights, v)
+    return out.flatten(-2) @ w_o.T

@@ -4,14 +4,74 @@ Two layouts are in use. *Interleaved* pairs neighbours (2j, 2j+1): DeepSeek-V3's
 *Half-split* pairs (j, j + R/2): Llama as Hugging Face stores it. Scores are the same when queries
 and keys agree and the weights' rows are permuted to match, which is why the layout is an argument
 and not a second function.
+
+YaRN stretches the rotation to texts longer than those of training: fast pairs stay, slow pairs are
+slowed down by the factor, and those between are blended (Peng et al. 2023, arXiv 2309.00071).
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-__all__ = ["apply_rope_ref", "rope_tables"]
+__all__ = ["apply_rope_ref", "rope_frequencies", "rope_tables", "yarn_frequencies", "yarn_mscale"]
+
+
+def rope_frequencies(dim: int, theta: float = 10000.0) -> Tensor:
+    """Angle per position of every pair, theta^(-2j/R): ``[R // 2]`` fp64.
+
+    Raises ``ValueError`` if ``dim`` is odd.
+    """
+    if dim % 2:
+        raise ValueError(f"RoPE rotates pairs of channels, so dim={dim} must be even")
+    return theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
+
+
+def yarn_frequencies(
+    dim: int,
+    theta: float = 10000.0,
+    factor: float = 40.0,
+    original_positions: int = 4096,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+) -> Tensor:
+    """Angle per position of every pair under YaRN (arXiv 2309.00071, section 3.2).
+
+    A pair that turns more than ``beta_fast`` times within the original positions keeps its
+    frequency; one that turns less than ``beta_slow`` times is divided by ``factor``; a linear ramp
+    over the pair's index joins the two. The released values give ramp ends 10 and 23 for R = 64.
+
+    Args:
+        dim: R, the even number of channels that rotate.
+        theta: base of the plain frequencies.
+        factor: how many times longer the new texts are.
+        original_positions: length that the model was trained on.
+        beta_fast: turns above which nothing changes.
+        beta_slow: turns below which the frequency is divided by the whole factor.
+
+    Returns:
+        ``[R // 2]`` fp64.
+    """
+    plain = rope_frequencies(dim, theta)
+
+    def pair_that_turns(times: float) -> float:
+        return dim * math.log(original_positions / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_that_turns(beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(beta_slow)), dim - 1)
+    width = max(high - low, 0.001)  # equal ends: a step instead of a division by zero
+    slowed = ((torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / width).clamp(0, 1)
+    return plain * (1 - slowed) + plain / factor * slowed
+
+
+def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
+    """Factor 0.1 * mscale * ln(factor) + 1 that keeps attention sharp over longer texts, else 1.
+
+    TR section 4.3; 1.36889 for the released factor of 40.
+    """
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def rope_tables(
@@ -19,6 +79,7 @@ def rope_tables(
     dim: int,
     theta: float = 10000.0,
     device: torch.device | str | None = None,
+    frequencies: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position's rotation angles.
 
@@ -30,6 +91,7 @@ def rope_tables(
         dim: R, the even number of channels that rotate.
         theta: base of the wavelengths; pair j repeats every 2*pi*theta^(2j/R) positions.
         device: where the tables go if ``positions`` is a number.
+        frequencies: ``[R // 2]`` angles per position to use instead of theta's, such as YaRN's.
 
     Returns:
         ``cos, sin``, each ``[T, R // 2]`` fp32.
@@ -37,13 +99,12 @@ def rope_tables(
     Raises:
         ValueError: ``dim`` is odd.
     """
-    if dim % 2:
-        raise ValueError(f"RoPE rotates pairs of channels, so dim={dim} must be even")
+    if frequencies is None:
+        frequencies = rope_frequencies(dim, theta)
     if isinstance(positions, int):
         positions = torch.arange(positions, device=device)
     # fp64 angles: at position 100,000 fp32 angles are already wrong in the third digit.
-    exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim
-    angles = positions.double()[:, None] * theta**-exponents
+    angles = positions.double()[:, None] * frequencies.to(positions.device)
     return angles.cos().float(), angles.sin().float()
 
 

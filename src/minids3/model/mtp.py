@@ -1,0 +1,59 @@
+"""Multi-token prediction: a short chain of modules behind the last layer (TR section 2.2).
+
+Module k reads the hidden vector of position i from the one before it and the embedding of token
+i+k, and predicts token i+k+1. So each module sees everything its prediction may depend on, and no
+more: the causal chain stays whole. Embedding and output head are the main model's; the norms, the
+projection and the block are the module's own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from minids3.config import ModelConfig
+from minids3.model.block import Block
+from minids3.nn import RMSNorm
+from minids3.nn.mla import LatentLayerCache
+
+__all__ = ["MTPModule"]
+
+
+class MTPModule(nn.Module):
+    """One module of depth k (1-based); its block is counted as layer ``num_hidden_layers + k - 1``.
+
+    Two choices where the sources disagree, both those under which the released weights work: the
+    projection takes ``[embedding | hidden]``, the reverse of TR eq. 21, and the hidden vector comes
+    after the final norm (facts section 8, gotchas 1 and 2).
+    """
+
+    def __init__(self, cfg: ModelConfig, depth: int) -> None:
+        super().__init__()
+        self.enorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.hnorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.eh_proj = nn.Linear(2 * cfg.hidden_size, cfg.hidden_size, bias=False)
+        self.block = Block(cfg, cfg.num_hidden_layers + depth - 1)
+        self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        embedding: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LatentLayerCache | None = None,
+    ) -> Tensor:
+        """The module's hidden vectors, after its own norm: ready for the shared head.
+
+        Args:
+            hidden: ``[B, T, D]``, normed output of the module before, or of the main model.
+            embedding: ``[B, T, D]``, of the token k places further on.
+            cos: ``[T, R // 2]``.
+            sin: ``[T, R // 2]``.
+            cache: of the module's own attention.
+
+        Returns:
+            ``[B, T, D]``, which is also what the next module reads.
+        """
+        joined = torch.cat((self.enorm(embedding), self.hnorm(hidden)), -1)
+        return self.norm(self.block(self.eh_proj(joined), cos, sin, cache))

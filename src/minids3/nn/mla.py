@@ -1,0 +1,137 @@
+"""Multi-head latent attention (MLA): what is remembered of a token is one small latent.
+
+Per token and layer the cache holds ``latent [C + R]``: the normalised ``c_kv`` (C numbers, from
+which all heads' keys and values can be rebuilt) and one rotary key ``k_rope`` (R numbers, shared by
+all heads). Two ways to attend give the same result:
+
+*naive*     rebuild keys and values of every head, then plain attention: cheap per pair of tokens,
+            but every cached token must be expanded again at every step;
+*absorbed*  fold the key expansion into the query and apply the value expansion after averaging, so
+            that all heads attend to the latents themselves: dearer per pair, nothing to expand.
+
+Training and prefill want the first, decoding the second; ``forward`` counts and picks. Storing
+expanded keys would be a third way, and gives the memory back that the latent saved.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from minids3.config import ModelConfig
+from minids3.nn.attention import causal_sdpa
+from minids3.nn.norm import RMSNorm
+from minids3.nn.rope import apply_rope, attention_scale
+
+__all__ = ["LatentAttention", "LatentLayerCache"]
+
+
+class LatentLayerCache(Protocol):
+    """What latent attention needs from a cache."""
+
+    def update(self, layer: int, latent: Tensor) -> Tensor:
+        """Store ``latent [B, T, C + R]`` of ``layer``; return all S so far, ``[B, S, C + R]``."""
+        ...
+
+
+class LatentAttention(nn.Module):
+    """MLA with decoupled RoPE and optional query compression (TR eq. 1-11).
+
+    ``absorb`` chooses the path: None counts multiply-adds and takes the cheaper one.
+    """
+
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_heads, self.rank = cfg.num_attention_heads, cfg.kv_lora_rank
+        self.nope, self.rope, self.v_dim = (
+            cfg.qk_nope_head_dim,
+            cfg.qk_rope_head_dim,
+            cfg.v_head_dim,
+        )
+        self.interleaved = cfg.rope_interleave
+        self.scale = attention_scale(cfg)
+        self.absorb: bool | None = None
+        dim, queries = cfg.hidden_size, self.n_heads * (self.nope + self.rope)
+        if cfg.q_lora_rank is None:
+            self.q_proj = nn.Linear(dim, queries, bias=False)
+        else:
+            self.q_a_proj = nn.Linear(dim, cfg.q_lora_rank, bias=False)
+            self.q_a_layernorm = RMSNorm(cfg.q_lora_rank)
+            self.q_b_proj = nn.Linear(cfg.q_lora_rank, queries, bias=False)
+        # The latent norms keep the default eps whatever rms_norm_eps is: so does the released code.
+        self.kv_a_proj_with_mqa = nn.Linear(dim, self.rank + self.rope, bias=False)
+        self.kv_a_layernorm = RMSNorm(self.rank)
+        self.kv_b_proj = nn.Linear(self.rank, self.n_heads * (self.nope + self.v_dim), bias=False)
+        self.o_proj = nn.Linear(self.n_heads * self.v_dim, dim, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: LatentLayerCache | None = None
+    ) -> Tensor:
+        """Attend within ``x [B, T, D]`` and to what ``cache`` holds; returns ``[B, T, D]``.
+
+        ``cos`` and ``sin`` are ``[T, R // 2]``, at the absolute positions of ``x``.
+        """
+        q_nope, q_rope = self.queries(x, cos, sin)
+        latent = self.compress(x, cos, sin)
+        if cache is not None:
+            latent = cache.update(self.layer, latent)
+        absorb = self.absorb
+        if absorb is None:
+            absorb = self.absorbing_is_cheaper(x.shape[1], latent.shape[1])
+        attend = self.attend_absorbed if absorb else self.attend_naive
+        return self.o_proj(attend(q_nope, q_rope, latent).transpose(1, 2).flatten(-2))
+
+    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Every head's query: without position ``[B, H, T, dn]``, rotated ``[B, H, T, R]``."""
+        if hasattr(self, "q_proj"):
+            q = self.q_proj(x)
+        else:
+            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        q = q.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        q_nope, q_rope = q.split((self.nope, self.rope), -1)
+        return q_nope, apply_rope(q_rope, cos, sin, self.interleaved)
+
+    def compress(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """What is remembered of ``x [B, T, D]``: ``[B, T, C + R]``, normalised c_kv | k_rope."""
+        c_kv, k_rope = self.kv_a_proj_with_mqa(x).split((self.rank, self.rope), -1)
+        k_rope = apply_rope(k_rope, cos, sin, self.interleaved)
+        return torch.cat((self.kv_a_layernorm(c_kv), k_rope), -1)
+
+    def attend_naive(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor) -> Tensor:
+        """Rebuild keys and values from ``latent [B, S, C + R]``; returns ``[B, H, T, dv]``."""
+        c_kv, k_rope = latent.split((self.rank, self.rope), -1)
+        kv = self.kv_b_proj(c_kv).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        k_nope, v = kv.split((self.nope, self.v_dim), -1)
+        k_rope = k_rope[:, None].expand(-1, self.n_heads, -1, -1)
+        q, k = torch.cat((q_nope, q_rope), -1), torch.cat((k_nope, k_rope), -1)
+        return causal_sdpa(q, k, v, self.scale)
+
+    def attend_absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor) -> Tensor:
+        """Attend to ``latent [B, S, C + R]`` itself; returns ``[B, H, T, dv]``."""
+        weight = self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1))
+        w_uk, w_uv = weight.split((self.nope, self.v_dim), 1)  # [H, dn, C], [H, dv, C]
+        q = torch.cat((q_nope @ w_uk, q_rope), -1)  # [B, H, T, C + R]
+        n_queries, n_keys = q.shape[2], latent.shape[1]
+        # One set of keys for all heads: the heads are so many more queries of one product.
+        scores = q.flatten(1, 2) @ latent.transpose(1, 2) * self.scale
+        scores = scores.unflatten(1, (self.n_heads, n_queries))
+        if n_queries > 1:
+            future = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
+            scores = scores.masked_fill(future.triu(n_keys - n_queries + 1), -torch.inf)
+        weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype).flatten(1, 2)
+        mean = (weights @ latent[..., : self.rank]).unflatten(1, (self.n_heads, n_queries))
+        return mean @ w_uv.transpose(1, 2)
+
+    def absorbing_is_cheaper(self, n_queries: int, n_keys: int) -> bool:
+        """Whether the absorbed path takes fewer multiply-adds, per head, for T queries on S keys.
+
+        Naive: T*S*(dn + R + dv) and the expansion S*C*(dn + dv). Absorbed: T*S*(2C + R) and the
+        folding T*C*(dn + dv). For V3 and one query the first is dearer at any S (facts section 2).
+        """
+        pairs, expand = n_queries * n_keys, self.rank * (self.nope + self.v_dim)
+        naive = pairs * (self.nope + self.rope + self.v_dim) + n_keys * expand
+        absorbed = pairs * (2 * self.rank + self.rope) + n_queries * expand
+        return absorbed < naive
