@@ -17,7 +17,8 @@ class History:
 
     ``train_loss`` and ``valid_loss`` are nats per token; ``steps`` counts from 1, and so do
     ``valid_steps``, where 0 is the model before its first step. ``tokens`` is how many tokens had
-    been trained on.
+    been trained on. ``mtp_loss`` is the mean over MTP modules (TR eq. 24), ``max_violation`` the
+    mean MaxVio over layers with experts, one entry per step where the model has such parts.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -27,6 +28,8 @@ class History:
     tokens: list[int] = field(default_factory=list)
     valid_steps: list[int] = field(default_factory=list)
     valid_loss: list[float] = field(default_factory=list)
+    mtp_loss: list[float] = field(default_factory=list)
+    max_violation: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the lists as plain JSON types."""

@@ -22,7 +22,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minids3.model.transformer import Transformer
+from minids3.nn import Routing, record_routing
 from minids3.ref.loss import IGNORE_INDEX
+from minids3.train.balance import (
+    batch_balance_loss,
+    max_violation,
+    routing_loads,
+    sequence_balance_loss,
+    update_expert_biases,
+)
 from minids3.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from minids3.train.history import History
 from minids3.train.optim import build_optimizer
@@ -41,10 +49,15 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; the defaults of the optimizer are those of TR section 4.2.
+    """How to train; the defaults of optimizer, balancing and MTP are those of TR section 4.2.
 
     ``batch_size`` and ``seq_len`` describe the batches and are only recorded here. ``eval_every``
     and ``save_every`` are steps, 0 for never (the last step is evaluated in any case).
+
+    Models with experts move their biases by ``bias_update_speed`` after each step, from step
+    ``bias_update_until`` on no more; the two balance weights add the loss per sequence and the
+    auxiliary loss over the batch. Models with MTP modules add their mean loss times ``mtp_weight``
+    (lambda), from step ``mtp_late_from`` on ``mtp_weight_late``; at 0 the modules are not run.
     """
 
     steps: int
@@ -61,12 +74,23 @@ class TrainConfig:
     eval_batches: int = 8
     save_every: int = 0
     seed: int = 0
+    bias_update_speed: float = 0.001
+    bias_update_until: int | None = None
+    seq_balance_weight: float = 1e-4
+    batch_balance_weight: float = 0.0
+    mtp_weight: float = 0.3
+    mtp_weight_late: float = 0.1
+    mtp_late_from: int | None = None
 
     def __post_init__(self) -> None:
         """Reject settings that no run can have."""
         for name in ("steps", "lr", "grad_clip", "eval_batches", "batch_size", "seq_len"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be greater than 0")
+        weights = "seq_balance_weight batch_balance_weight mtp_weight mtp_weight_late"
+        for name in ("bias_update_speed", *weights.split()):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be 0 or more")
         self.lr_at(0)
 
     def lr_at(self, step: int) -> float:
@@ -79,6 +103,16 @@ class TrainConfig:
             decay_start=self.decay_start,
             min_lr=self.min_lr,
         )
+
+    def bias_speed_at(self, step: int) -> float:
+        """How far the experts' biases move after ``step`` (0-based)."""
+        stopped = self.bias_update_until is not None and step >= self.bias_update_until
+        return 0.0 if stopped else self.bias_update_speed
+
+    def mtp_weight_at(self, step: int) -> float:
+        """Lambda, the weight of the mean MTP loss, at ``step`` (0-based)."""
+        late = self.mtp_late_from is not None and step >= self.mtp_late_from
+        return self.mtp_weight_late if late else self.mtp_weight
 
     def replace(self, **changes: Any) -> TrainConfig:
         """Return a copy with some fields changed."""
@@ -131,6 +165,9 @@ class Trainer:
     def train_step(self) -> tuple[float, float]:
         """Do one step; returns the loss in nats per token and the gradient's norm before clipping.
 
+        The loss returned and recorded is the cross-entropy of the next token alone, so that runs
+        with other objectives can be compared.
+
         Raises ``FloatingPointError`` if the loss is not finite, before the weights are touched.
         """
         device = next(self.model.parameters()).device
@@ -139,15 +176,19 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)  # here, so that a failed step leaves no trace
-        loss = self.model.loss(inputs, targets)
-        if not math.isfinite(loss.item()):
+        with record_routing(self.model) as routings:
+            loss, mtp_losses = self._losses(inputs, targets)
+        objective = self._objective(loss, mtp_losses, routings)
+        if not math.isfinite(objective.item()):
             raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.step}: lower lr={self.cfg.lr} or raise "
+                f"the loss is {objective.item()} at step {self.step}: lower lr={self.cfg.lr} or raise "
                 "warmup_steps; the weights are those before this step"
             )
-        loss.backward()
+        objective.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
         self.optimizer.step()
+        loads = routing_loads(routings)
+        update_expert_biases(self.model, loads, self.cfg.bias_speed_at(self.step))
         self.step += 1
         history = self.history
         history.steps.append(self.step)
@@ -155,7 +196,36 @@ class Trainer:
         history.lr.append(lr)
         history.grad_norm.append(float(norm))
         history.tokens.append((history.tokens[-1] if history.tokens else 0) + inputs.numel())
+        if mtp_losses:
+            history.mtp_loss.append(float(torch.stack(mtp_losses).mean()))
+        if loads:
+            worst = [float(max_violation(load)) for load in loads.values()]
+            history.max_violation.append(sum(worst) / len(worst))
         return loss.item(), float(norm)
+
+    def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Main loss, and those of the MTP modules if there are any and they count."""
+        has_mtp = len(getattr(self.model, "mtp", ())) > 0
+        if has_mtp and self.cfg.mtp_weight_at(self.step) > 0:
+            return self.model.losses(inputs, targets)
+        return self.model.loss(inputs, targets), []
+
+    def _objective(
+        self, loss: Tensor, mtp_losses: list[Tensor], routings: dict[str, Routing]
+    ) -> Tensor:
+        """What is minimised: TR eq. 25 and, per layer with experts, TR eq. 17."""
+        cfg = self.cfg
+        if mtp_losses:
+            loss = loss + cfg.mtp_weight_at(self.step) * torch.stack(mtp_losses).mean()
+        for routing in routings.values():
+            top_k = routing.indices.shape[-1]
+            if cfg.seq_balance_weight > 0:
+                sequence = sequence_balance_loss(routing.scores, top_k)
+                loss = loss + cfg.seq_balance_weight * sequence
+            if cfg.batch_balance_weight > 0:
+                batch = batch_balance_loss(routing.scores, routing.indices)
+                loss = loss + cfg.batch_balance_weight * batch
+        return loss
 
     def fit(self, until: int | None = None, progress: bool = True) -> History:
         """Train up to step ``until`` (default: all) and return the history.
