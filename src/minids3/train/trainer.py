@@ -181,8 +181,8 @@ class Trainer:
         objective = self._objective(loss, mtp_losses, routings)
         if not math.isfinite(objective.item()):
             raise FloatingPointError(
-                f"the loss is {objective.item()} at step {self.step}: lower lr={self.cfg.lr} or raise "
-                "warmup_steps; the weights are those before this step"
+                f"the loss is {objective.item()} at step {self.step}: lower lr={self.cfg.lr} or "
+                "raise warmup_steps; the weights are those before this step"
             )
         objective.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
