@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +49,21 @@ def save_model(
     Returns:
         The folder.
     """
+    with replaced_folder(folder) as partial:
+        save_file(unique_tensors(model), partial / "model.safetensors")
+        model.config.save(partial / "config.json")
+        (partial / "about.json").write_text(json.dumps(about or {}, indent=2) + "\n", "utf-8")
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new folder that takes the place of ``folder`` if the block ends without an error."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        save_file(unique_tensors(model), partial / "model.safetensors")
-        model.config.save(partial / "config.json")
-        (partial / "about.json").write_text(json.dumps(about or {}, indent=2) + "\n", "utf-8")
+        yield partial
         partial.chmod(0o755)
         for path in partial.iterdir():  # temporary files are private; a model is not
             path.chmod(0o644)
@@ -66,7 +76,6 @@ def save_model(
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> Transformer:
