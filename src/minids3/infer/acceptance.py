@@ -1,0 +1,107 @@
+"""How often a model would accept the second token that its MTP module drafts.
+
+A decoding step with a draft takes the next token from the main model and the one after it from the
+MTP module. The next step of the main model shows what it would have said there itself. Under greedy
+decoding the draft is accepted when both name the same token, and the step has made two.
+
+This only measures. Decoding with drafts so that nothing changes in the output is another matter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minids3.data import DOMAINS, Split
+from minids3.model.transformer import Transformer
+
+__all__ = [
+    "acceptance_by_domain",
+    "draft_agreement",
+    "second_token_acceptance",
+    "tokens_per_step",
+]
+
+
+@torch.inference_mode()
+def draft_agreement(model: Transformer, ids: Tensor) -> Tensor:
+    """Where the MTP module's greedy draft of the second token is the main model's own choice.
+
+    Both read the same text. The module at position i has seen tokens 0 .. i+1 (the last of them
+    through its embedding) and names token i+2; the main model names it at position i+1.
+
+    Args:
+        model: with at least one MTP module.
+        ids: ``[B, T]`` int64, T of 2 or more.
+
+    Returns:
+        ``[B, T - 1]`` bool; column i is about token i+2.
+
+    Raises:
+        ValueError: the model has no MTP module, or the text is too short.
+    """
+    if len(model.mtp) == 0:
+        raise ValueError(
+            "this model has no MTP module, so it drafts nothing: build it with "
+            "num_nextn_predict_layers=1"
+        )
+    if ids.ndim != 2 or ids.shape[1] < 2:
+        raise ValueError(f"ids must be [B, T] with T of 2 or more, got shape {list(ids.shape)}")
+    draft = model.mtp_logits(ids)[0].argmax(-1)
+    return draft == model(ids)[:, 1:].argmax(-1)
+
+
+def second_token_acceptance(model: Transformer, ids: Tensor, start: int = 0) -> float:
+    """Share of positions whose drafted second token is accepted, greedily and on a given text.
+
+    On a text that the model has itself decoded greedily this is the acceptance of that decoding,
+    since such a text consists of the main model's own choices.
+
+    Args:
+        model: with at least one MTP module.
+        ids: ``[B, T]`` int64.
+        start: first position that counts, such as the last of a prompt.
+
+    Raises:
+        ValueError: as ``draft_agreement``, or no position is left after ``start``.
+    """
+    agreed = draft_agreement(model, ids)[:, start:]
+    if agreed.numel() == 0:
+        raise ValueError(f"start={start} leaves no position of a text of {ids.shape[1]} tokens")
+    return agreed.float().mean().item()
+
+
+def acceptance_by_domain(model: Transformer, split: Split, documents: int = 24) -> dict[str, float]:
+    """Acceptance of the second token in the first ``documents`` documents of every domain.
+
+    Every document is read on its own, cut at the model's number of positions; each of its tokens
+    weighs the same. Raises ``ValueError`` if a domain has no document.
+    """
+    device = next(model.parameters()).device
+    limit = model.config.max_position_embeddings
+    found = {}
+    for domain in DOMAINS:
+        docs = split.only(domain)
+        count = min(documents, docs.n_documents)
+        if count < 1:
+            raise ValueError(f"no document to measure on in domain {domain!r}: {documents=}")
+        agreed = [
+            draft_agreement(model, docs.document(i)[None, :limit].long().to(device)).flatten()
+            for i in range(count)
+        ]
+        found[domain] = torch.cat(agreed).float().mean().item()
+    return found
+
+
+def tokens_per_step(acceptance: float, depth: int = 1) -> float:
+    """Expected tokens of one decoding step: 1 + p with one draft (TR section 5.4.3).
+
+    With ``depth`` drafts that are each accepted with probability p, given that the ones before were,
+    it is 1 + p + ... + p^depth: the first refusal ends the step.
+
+    Raises:
+        ValueError: the acceptance is no probability, or the depth is negative.
+    """
+    if not 0 <= acceptance <= 1 or depth < 0:
+        raise ValueError(f"{acceptance=} must lie in [0, 1] and {depth=} must be 0 or more")
+    return sum(acceptance**k for k in range(depth + 1))
