@@ -1,6 +1,7 @@
 """Whole models: the decoder, its initialisation, its files."""
 
 from minids3.model.block import Block
+from minids3.model.count import activated_parameters, training_flops_per_token
 from minids3.model.files import ModelFileError, load_model, load_shipped, save_model
 from minids3.model.mtp import MTPModule
 from minids3.model.transformer import Transformer
@@ -10,7 +11,9 @@ __all__ = [
     "MTPModule",
     "ModelFileError",
     "Transformer",
+    "activated_parameters",
     "load_model",
     "load_shipped",
     "save_model",
+    "training_flops_per_token",
 ]
