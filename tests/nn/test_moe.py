@@ -113,9 +113,8 @@ def test_moe_equals_the_reference_with_gradients(name, shape):
     theirs = torch.autograd.grad(expected.square().sum(), wanted)
     out = moe(x)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    for ours, reference in zip(
-        torch.autograd.grad(out.square().sum(), wanted), theirs, strict=True
-    ):
+    ours = torch.autograd.grad(out.square().sum(), wanted)
+    for got, reference in zip(ours, theirs, strict=True):
         assert (got - reference).norm() <= 1e-5 * reference.norm()
 
 
