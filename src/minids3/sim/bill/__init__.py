@@ -10,6 +10,7 @@ from __future__ import annotations
 from minids3.sim.bill.draw import figure
 from minids3.sim.bill.ledger import ENTRIES, Ledger, Line, entry, lines, show
 from minids3.sim.bill.lines import PUBLISHED, line_00, line_01, line_02
+from minids3.sim.bill.lines_04 import line_04
 
 __all__ = [
     "ENTRIES",
@@ -21,6 +22,7 @@ __all__ = [
     "line_00",
     "line_01",
     "line_02",
+    "line_04",
     "lines",
     "show",
 ]
