@@ -96,8 +96,8 @@ def acceptance_by_domain(model: Transformer, split: Split, documents: int = 24) 
 def tokens_per_step(acceptance: float, depth: int = 1) -> float:
     """Expected tokens of one decoding step: 1 + p with one draft (TR section 5.4.3).
 
-    With ``depth`` drafts that are each accepted with probability p, given that the ones before were,
-    it is 1 + p + ... + p^depth: the first refusal ends the step.
+    With ``depth`` drafts, each accepted with probability p if those before it were, it is
+    1 + p + ... + p^depth: the first refusal ends the step.
 
     Raises:
         ValueError: the acceptance is no probability, or the depth is negative.
