@@ -61,7 +61,9 @@ def test_both_paths_equal_the_oracle_with_gradients(name, steps):
         results.append((out, *grads))
     for other in results[1:]:
         for expected, got in zip(results[0], other, strict=True):
-            assert (got - expected).norm() <= 1e-5 * expected.norm()
+            # One position attends to itself alone: scores have no gradient, only rounding has.
+            scale = expected.norm() if expected.norm() > 0 else results[0][1].norm()
+            assert (got - expected).norm() <= 1e-5 * scale
 
 
 @pytest.mark.parametrize("absorb", [None, False, True])

@@ -39,7 +39,11 @@ def causal_sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> 
     if 1 < n_queries < n_keys:  # a chunk after a cached prefix: PyTorch's is_causal aligns top-left
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
         mask = mask.tril(n_keys - n_queries)
-    return F.scaled_dot_product_attention(
+    # Fused kernels want values as wide as keys. Columns of zeros are cheaper than the plain path.
+    narrow = v.shape[-1]
+    if narrow < k.shape[-1]:
+        v = F.pad(v, (0, k.shape[-1] - narrow))
+    out = F.scaled_dot_product_attention(
         q,
         k,
         v,
@@ -48,6 +52,7 @@ def causal_sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> 
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
+    return out[..., :narrow]
 
 
 class GroupedQueryAttention(nn.Module):

@@ -113,7 +113,7 @@ class LatentAttention(nn.Module):
         """Attend to ``latent [B, S, C + R]`` itself; returns ``[B, H, T, dv]``."""
         weight = self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1))
         w_uk, w_uv = weight.split((self.nope, self.v_dim), 1)  # [H, dn, C], [H, dv, C]
-        q = torch.cat((q_nope @ w_uk, q_rope), -1)  # [B, H, T, C + R]
+        q = torch.cat((_per_head(q_nope, w_uk), q_rope), -1)  # [B, H, T, C + R]
         n_queries, n_keys = q.shape[2], latent.shape[1]
         # One set of keys for all heads: the heads are so many more queries of one product.
         scores = q.flatten(1, 2) @ latent.transpose(1, 2) * self.scale
@@ -123,7 +123,7 @@ class LatentAttention(nn.Module):
             scores = scores.masked_fill(future.triu(n_keys - n_queries + 1), -torch.inf)
         weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype).flatten(1, 2)
         mean = (weights @ latent[..., : self.rank]).unflatten(1, (self.n_heads, n_queries))
-        return mean @ w_uv.transpose(1, 2)
+        return _per_head(mean, w_uv.transpose(1, 2))
 
     def absorbing_is_cheaper(self, n_queries: int, n_keys: int) -> bool:
         """Whether the absorbed path takes fewer multiply-adds, per head, for T queries on S keys.
@@ -135,3 +135,13 @@ class LatentAttention(nn.Module):
         naive = pairs * (self.nope + self.rope + self.v_dim) + n_keys * expand
         absorbed = pairs * (2 * self.rank + self.rope) + n_queries * expand
         return absorbed < naive
+
+
+def _per_head(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply ``x [B, H, T, m]`` by each head's ``weight [H, m, n]``: ``[B, H, T, n]``.
+
+    The heads go first, so that the weights are read once and not once per sequence.
+    """
+    batch, n_heads, steps, _ = x.shape
+    out = torch.bmm(x.transpose(0, 1).reshape(n_heads, batch * steps, -1), weight)
+    return out.unflatten(1, (batch, steps)).transpose(0, 1)

@@ -43,18 +43,28 @@ def plan_dispatch(indices: Tensor, n_experts: int) -> Dispatch:
     return Dispatch(order, inverse, torch.bincount(flat, minlength=n_experts))
 
 
+def dispatch(x: Tensor, plan: Dispatch) -> Tensor:
+    """Copy each token to its K rows, in the order of the experts: ``[N, D] -> [N*K, D]``."""
+    return _DispatchFunction.apply(x, plan.order, plan.inverse)
+
+
+def combine(y: Tensor, weights: Tensor, plan: Dispatch) -> Tensor:
+    """Bring rows back to their tokens and sum them by weight: ``[N*K, D], [N, K] -> [N, D]``."""
+    return _CombineFunction.apply(y, weights, plan.order, plan.inverse)
+
+
 class _DispatchFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
-        ctx.top_k = top_k
-        return x.index_select(0, order // top_k)
+        ctx.top_k = max(order.numel() // max(x.shape[0], 1), 1)
+        return x.index_select(0, order // ctx.top_k)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         rows = grad.index_select(0, inverse).unflatten(0, (-1, ctx.top_k))
-        return rows.sum(1), None, None, None
+        return rows.sum(1), None, None
 
 
 class _CombineFunction(torch.autograd.Function):
@@ -68,24 +78,33 @@ class _CombineFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, weights, order = ctx.saved_tensors
         grad_rows = grad.index_select(0, order // weights.shape[1])
-        grad_rows = grad_rows * weights.to(grad.dtype).flatten()[order][:, None]
+        grad_rows = grad_rows.mul_(weights.to(grad.dtype).flatten()[order][:, None])
         grad_weights = torch.bmm(rows, grad[..., None])[..., 0].to(weights.dtype)
         return grad_rows, grad_weights, None, None
 
 
-def dispatch(x: Tensor, plan: Dispatch) -> Tensor:
-    """Copy each token to its K rows, in the order of the experts: ``[N, D] -> [N*K, D]``."""
-    top_k = plan.order.numel() // max(x.shape[0], 1)
-    return _DispatchFunction.apply(x, plan.order, plan.inverse, max(top_k, 1))
+def grouped_mm(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """Multiply each expert's rows by its own matrix, transposed as in ``F.linear``.
 
+    BF16 on a GPU goes through PyTorch's grouped kernel where this version has one: a single launch,
+    and the counts never leave the device. Elsewhere it is a loop over the experts that have rows.
 
-def combine(y: Tensor, weights: Tensor, plan: Dispatch) -> Tensor:
-    """Bring rows back to their tokens and sum them by weight: ``[N*K, D], [N, K] -> [N, D]``."""
-    return _CombineFunction.apply(y, weights, plan.order, plan.inverse)
+    Args:
+        x: ``[M, in]``, rows sorted by expert.
+        weight: ``[E, out, in]``.
+        counts: ``[E]`` int64, rows per expert, summing to M.
+
+    Returns:
+        ``[M, out]`` in the dtype of ``x``.
+    """
+    if x.is_cuda and x.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
+        offsets = counts.cumsum(0).to(torch.int32)
+        return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets)
+    return _GroupedMM.apply(x, weight, tuple(counts.tolist()))
 
 
 class _GroupedMM(torch.autograd.Function):
-    """A loop over the experts that have rows, writing into one result."""
+    """The loop, every product written into its place in one result."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, counts: tuple[int, ...]) -> Tensor:
@@ -99,7 +118,6 @@ class _GroupedMM(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        grad = grad.contiguous()
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for e, rows in _stretches(ctx.counts):
@@ -114,23 +132,3 @@ def _stretches(counts: tuple[int, ...]) -> list[tuple[int, slice]]:
     """Each expert that has rows, and which rows are its own."""
     stops = list(itertools.accumulate(counts))
     return [(e, slice(stops[e] - n, stops[e])) for e, n in enumerate(counts) if n]
-
-
-def grouped_mm(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """Multiply each expert's rows by its own matrix, transposed as in ``F.linear``.
-
-    BF16 on a GPU goes through PyTorch's grouped kernel where this version has one: a single launch,
-    and the counts never leave the device.
-
-    Args:
-        x: ``[M, in]``, rows sorted by expert.
-        weight: ``[E, out, in]``.
-        counts: ``[E]`` int64, rows per expert, summing to M.
-
-    Returns:
-        ``[M, out]`` in the dtype of ``x``.
-    """
-    if x.is_cuda and x.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
-        offsets = counts.cumsum(0).to(torch.int32)
-        return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets)
-    return _GroupedMM.apply(x, weight, tuple(counts.tolist()))

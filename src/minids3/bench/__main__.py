@@ -1,0 +1,37 @@
+"""``python -m minids3.bench model``: benchmarks by topic."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+TOPICS = ("model",)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one topic; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m minids3.bench", description=__doc__)
+    parser.add_argument("topic", choices=TOPICS)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--rounds", type=int, default=7, help="how often each side is timed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    args = parser.parse_args(argv)
+    try:
+        topic = importlib.import_module(f"minids3.bench.{args.topic}")
+        report = topic.run(device=args.device, rounds=args.rounds)
+    except ImportError as error:
+        print(f"{error}\nThe peers come with the test extra: pip install -e '.[test]'")
+        return 1
+    if args.json:
+        partial = args.json.with_name(args.json.name + ".partial")
+        partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
