@@ -11,6 +11,8 @@ from minids3.sim.bill.draw import figure
 from minids3.sim.bill.ledger import ENTRIES, Ledger, Line, entry, lines, show
 from minids3.sim.bill.lines import PUBLISHED, line_00, line_01, line_02
 from minids3.sim.bill.lines_04 import line_04
+from minids3.sim.bill.lines_05 import line_05
+from minids3.sim.bill.lines_06 import line_06
 
 __all__ = [
     "ENTRIES",
@@ -23,6 +25,8 @@ __all__ = [
     "line_01",
     "line_02",
     "line_04",
+    "line_05",
+    "line_06",
     "lines",
     "show",
 ]
