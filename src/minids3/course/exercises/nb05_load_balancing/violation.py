@@ -161,6 +161,7 @@ def check_violation(c):
     indices = _uneven(c, layers, tokens, experts, top_k)
     out = c.call(indices, experts, label=f"runs on indices {list(indices.shape)}")
     c.shape(out, (layers,), "the result")
+    worst = torch.tensor([experts / top_k - 1])
     with c.part():
         c.true(out.is_floating_point(), "the result is a floating-point tensor")
         c.close(out, _by_hand(indices, experts), label="every layer has its own MaxVio")
@@ -170,7 +171,6 @@ def check_violation(c):
         c.close(c.call(even, experts), torch.zeros(1), label="an even load gives 0")
     with c.part():
         same = torch.arange(top_k).expand(1, tokens, top_k)
-        worst = torch.tensor([experts / top_k - 1])
         label = f"all tokens on the same K experts give E / K - 1 = {worst.item():.2f}"
         c.close(c.call(same, experts), worst, label=label)
     with c.part():
