@@ -107,5 +107,5 @@ def test_clear_errors():
         second_token_acceptance(tiny(), some_ids(1, 1))
     with pytest.raises(ValueError, match="start=4 leaves no position"):
         second_token_acceptance(tiny(), some_ids(1, 5), start=4)
-    with pytest.raises(ValueError, match="no probability|must lie in"):
+    with pytest.raises(ValueError, match="must lie in"):
         tokens_per_step(1.2)
