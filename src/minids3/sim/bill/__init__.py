@@ -10,6 +10,7 @@ from __future__ import annotations
 from minids3.sim.bill.draw import figure
 from minids3.sim.bill.ledger import ENTRIES, Ledger, Line, entry, lines, show
 from minids3.sim.bill.lines import PUBLISHED, line_00, line_01, line_02
+from minids3.sim.bill.lines_03 import line_03
 from minids3.sim.bill.lines_04 import line_04
 from minids3.sim.bill.lines_05 import line_05
 from minids3.sim.bill.lines_06 import line_06
@@ -24,6 +25,7 @@ __all__ = [
     "line_00",
     "line_01",
     "line_02",
+    "line_03",
     "line_04",
     "line_05",
     "line_06",
