@@ -1,0 +1,72 @@
+"""Adding up with few bits, as Hopper's tensor cores do for FP8.
+
+One instruction multiplies 32 pairs, aligns the products to the largest exponent among them and the
+running sum, cuts what lies more than 13 fraction bits below it, and adds: about 14 bits survive
+(TR section 3.5.2; ISCA section 3.1: FP22 registers, 1 + 8 + 13). Over a long K the cut-off parts
+add up. The cure is to move the sum to an FP32 register every N_C = 128 products (TR section 3.3.2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["limited_matmul"]
+
+
+def limited_matmul(
+    a: Tensor,
+    b: Tensor,
+    fraction_bits: int = 13,
+    step: int = 32,
+    promote_every: int | None = None,
+) -> Tensor:
+    """Product ``a @ b`` with an accumulator of few bits.
+
+    The emulation is of the described rule, not of an undocumented circuit: products are exact,
+    the cut is towards zero, the sum of the aligned terms is cut once more when stored.
+
+    Args:
+        a: ``[M, K]``, numbers of an FP8 format (any floating dtype; products must be exact in
+            fp64).
+        b: ``[K, N]``.
+        fraction_bits: kept below the leading bit of the largest term.
+        step: products added by one instruction.
+        promote_every: add the accumulator to an fp32 sum and empty it after so many products, a
+            multiple of ``step``; None: never.
+
+    Returns:
+        ``[M, N]`` fp32.
+
+    Raises:
+        ValueError: shapes do not fit, or ``promote_every`` is no multiple of ``step``.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(f"cannot multiply {list(a.shape)} by {list(b.shape)}")
+    if promote_every is not None and (promote_every < step or promote_every % step):
+        raise ValueError(f"promote_every={promote_every} must be a multiple of step={step}")
+    a, b = a.double(), b.double()
+    total = torch.zeros(a.shape[0], b.shape[1], dtype=torch.float32, device=a.device)
+    register = total.double()
+    for start in range(0, a.shape[1], step):
+        products = a[:, start : start + step, None] * b[None, start : start + step]
+        terms = torch.cat((products, register[:, None]), 1)  # [M, step + 1, N]
+        register = _cut(
+            _cut_to(terms, terms.abs().amax(1, keepdim=True), fraction_bits).sum(1), fraction_bits
+        )
+        done = start + step
+        if promote_every is not None and done % promote_every == 0:
+            total += register.float()
+            register = torch.zeros_like(register)
+    return total + register.float()
+
+
+def _cut_to(x: Tensor, largest: Tensor, fraction_bits: int) -> Tensor:
+    """Cut ``x`` towards zero to the grid that ``largest`` would have with these fraction bits."""
+    _, power = torch.frexp(largest)  # largest = [0.5, 1) * 2^power, leading bit 2^(power - 1)
+    shift = fraction_bits + 1 - power
+    return torch.ldexp(torch.ldexp(x, shift).trunc(), -shift)
+
+
+def _cut(x: Tensor, fraction_bits: int) -> Tensor:
+    return _cut_to(x, x.abs(), fraction_bits)
