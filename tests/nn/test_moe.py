@@ -172,3 +172,23 @@ def test_record_routing_sees_every_gate_and_cleans_up():
     before = log["layers.1.mlp.gate"]
     model(ids)
     assert log["layers.1.mlp.gate"] is before
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "grouped_mm"), reason="older PyTorch")
+def test_pytorchs_grouped_product_takes_our_layout():
+    """The call that BF16 on a GPU goes through, here on the CPU, with gradients."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(48, 16, generator=generator).bfloat16().requires_grad_()
+    weight = torch.randn(4, 32, 16, generator=generator).bfloat16().requires_grad_()
+    counts = torch.tensor([10, 0, 30, 8])
+    offsets = counts.cumsum(0).to(torch.int32)
+    theirs = torch.nn.functional.grouped_mm(x, weight.transpose(1, 2), offs=offsets)
+    ours = grouped_mm(x, weight, counts)
+    grad = torch.randn(48, 32, generator=generator).bfloat16()
+    torch.testing.assert_close(ours, theirs)
+    for mine, other in zip(
+        torch.autograd.grad(ours, (x, weight), grad),
+        torch.autograd.grad(theirs, (x, weight), grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)

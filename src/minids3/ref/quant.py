@@ -1,61 +1,113 @@
-"""Quantisation of weights in square blocks, the reference: what the released checkpoints hold."""
+"""Scaled E4M3, the reference: numbers of eight bits that share a scale.
+
+E4M3 reaches from 2^-9 to 448. A scale moves a tensor's own range there, and what shares it decides
+how far one outlier reaches (TR section 3.3.2):
+
+per tensor    one scale: the outlier costs everybody
+1 x 128       activations: one scale per token and 128 channels
+128 x 128     weights: one scale per square block
+
+Scales **multiply** when reading (number = fp8 * scale), although checkpoints say ``_scale_inv``.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["block_dequantize_ref", "block_quantize_ref"]
+__all__ = [
+    "TILE",
+    "WEIGHT_BLOCK",
+    "block_dequantize_ref",
+    "block_quantize_ref",
+    "dequantize_ref",
+    "quantize_ref",
+]
 
 E4M3_MAX = 448.0
+TILE = (1, 128)
+WEIGHT_BLOCK = (128, 128)
 
 
-def block_quantize_ref(weight: Tensor, block: int = 128) -> tuple[Tensor, Tensor]:
-    """E4M3 numbers and one fp32 scale for each block of ``block x block`` (TR section 3.3).
+def quantize_ref(
+    x: Tensor, block: tuple[int, int] | None = TILE, power_of_two: bool = False
+) -> tuple[Tensor, Tensor]:
+    """E4M3 numbers and the fp32 scale of each block of rows and columns.
 
-    The scale maps a block's largest magnitude to 448, E4M3's largest number. It **multiplies** when
-    reading: weight = fp8 * scale, although checkpoints call it ``weight_scale_inv``. Blocks at the
-    edges may be ragged; a block of zeros has scale 1.
+    The scale maps a block's largest finite magnitude to 448 and is computed online, from the very
+    block (TR section 3.3.2). Edges may be ragged. A block without a finite number other than zero
+    has scale 1; infinities become plus or minus 448, NaN stays NaN, and neither touches the scale.
 
     Args:
-        weight: ``[out, in]``, finite.
-        block: side of a block.
+        x: ``[M, K]``, any floating dtype.
+        block: rows and columns that share a scale; None: all of ``x``.
+        power_of_two: round the scale up to a power of two, so that it only moves exponents.
 
     Returns:
-        ``[out, in]`` float8_e4m3fn and ``[ceil(out / block), ceil(in / block)]`` fp32.
+        ``[M, K]`` float8_e4m3fn and ``[ceil(M / rows), ceil(K / columns)]`` fp32.
 
     Raises:
-        ValueError: ``weight`` is no matrix or holds a number that is not finite.
+        ValueError: ``x`` is no matrix, or the block is empty.
     """
-    if weight.ndim != 2:
-        raise ValueError(f"weight must be a matrix [out, in], got shape {list(weight.shape)}")
-    weight = weight.float()
-    if not bool(torch.isfinite(weight).all()):
-        raise ValueError("weight holds an infinity or NaN: E4M3 cannot scale it")
-    rows, columns = (-(-size // block) for size in weight.shape)
-    padded = weight.new_zeros(rows * block, columns * block)
-    padded[: weight.shape[0], : weight.shape[1]] = weight
-    largest = padded.view(rows, block, columns, block).abs().amax((1, 3))
-    scale = torch.where(largest > 0, largest / E4M3_MAX, 1.0)
-    scaled = weight / _spread(scale, block, weight.shape)
-    return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
+    block = _check(x, block)
+    x = x.float()
+    rows, columns = (-(-size // side) for size, side in zip(x.shape, block, strict=True))
+    padded = x.new_zeros(rows * block[0], columns * block[1])
+    padded[: x.shape[0], : x.shape[1]] = torch.where(torch.isfinite(x), x, 0.0).abs()
+    largest = padded.view(rows, block[0], columns, block[1]).amax((1, 3))
+    scale = largest / E4M3_MAX
+    if power_of_two:
+        mantissa, power = torch.frexp(scale)  # scale = [0.5, 1) * 2^power, exact if 0.5
+        scale = torch.ldexp(torch.ones_like(scale), power - (mantissa == 0.5).int())
+    # The smallest fp32 numbers divided by 448 are zero: those, too, are written with scale 1.
+    scale = torch.where((largest > 0) & (scale > 0), scale, 1.0)
+    scaled = (x / _spread(scale, block, x.shape)).clamp(-E4M3_MAX, E4M3_MAX)
+    return scaled.to(torch.float8_e4m3fn), scale
 
 
-def block_dequantize_ref(quantized: Tensor, scale: Tensor, block: int = 128) -> Tensor:
-    """Undo ``block_quantize_ref``: ``[out, in]`` fp32, the rounding remains.
+def dequantize_ref(
+    quantized: Tensor, scale: Tensor, block: tuple[int, int] | None = TILE
+) -> Tensor:
+    """Undo ``quantize_ref``: ``[M, K]`` fp32; the rounding remains.
 
     Raises ``ValueError`` if there is not one scale for every block.
     """
-    expected = [-(-size // block) for size in quantized.shape]
+    block = _check(quantized, block)
+    expected = [-(-size // side) for size, side in zip(quantized.shape, block, strict=True)]
     if list(scale.shape) != expected:
         raise ValueError(
-            f"scales of shape {list(scale.shape)} do not fit a weight {list(quantized.shape)} in "
-            f"blocks of {block}: expected {expected}"
+            f"scales of shape {list(scale.shape)} do not fit a tensor {list(quantized.shape)} in "
+            f"blocks of {block[0]} x {block[1]}: expected {expected}"
         )
     return quantized.float() * _spread(scale.float(), block, quantized.shape)
 
 
-def _spread(scale: Tensor, block: int, shape: torch.Size) -> Tensor:
+def block_quantize_ref(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``quantize_ref`` in blocks of 128 x 128, as the released checkpoints hold weights.
+
+    Raises ``ValueError`` if ``weight`` is no matrix or not finite: a checkpoint should not hide it.
+    """
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("weight holds an infinity or NaN: E4M3 cannot scale it")
+    return quantize_ref(weight, WEIGHT_BLOCK)
+
+
+def block_dequantize_ref(quantized: Tensor, scale: Tensor) -> Tensor:
+    """Undo ``block_quantize_ref``; errors as ``dequantize_ref``."""
+    return dequantize_ref(quantized, scale, WEIGHT_BLOCK)
+
+
+def _check(x: Tensor, block: tuple[int, int] | None) -> tuple[int, int]:
+    if x.ndim != 2:
+        raise ValueError(f"only matrices [M, K] are quantised, got shape {list(x.shape)}")
+    if block is None:
+        return max(x.shape[0], 1), max(x.shape[1], 1)
+    if min(block) < 1:
+        raise ValueError(f"block={block} must have at least one row and one column")
+    return block
+
+
+def _spread(scale: Tensor, block: tuple[int, int], shape: torch.Size) -> Tensor:
     """Each block's scale at every place of the block."""
-    wide = scale.repeat_interleave(block, 0)[: shape[0]]
-    return wide.repeat_interleave(block, 1)[:, : shape[1]]
+    wide = scale.repeat_interleave(block[0], 0)[: shape[0]]
+    return wide.repeat_interleave(block[1], 1)[:, : shape[1]]
