@@ -197,7 +197,7 @@ class Trainer:
         history.grad_norm.append(float(norm))
         history.tokens.append((history.tokens[-1] if history.tokens else 0) + inputs.numel())
         if mtp_losses:
-            history.mtp_loss.append(float(torch.stack(mtp_losses).mean()))
+            history.mtp_loss.append(torch.stack(mtp_losses).mean().item())
         if loads:
             worst = [float(max_violation(load)) for load in loads.values()]
             history.max_violation.append(sum(worst) / len(worst))
