@@ -15,7 +15,7 @@ from minids3.sim.bill.lines import DOLLARS_PER_HOUR, SEQ_LEN, TOKENS, gpu_hours
 
 __all__ = ["MAXVIO_LFB", "expert_gpu_hours", "imbalance_gpu_hours", "line_05"]
 
-# MaxVio over a whole validation set, (auxiliary loss, bias) [LFB table 2].
+# MaxVio over a whole validation set, (auxiliary loss, bias) [LFB, main results].
 MAXVIO_LFB: dict[str, tuple[float, float]] = {"1B": (0.72, 0.04), "3B": (0.52, 0.04)}
 
 
@@ -29,7 +29,7 @@ def expert_gpu_hours() -> tuple[float, float]:
 
 
 def imbalance_gpu_hours(violation: float) -> float:
-    """Return the H800-hours that waiting costs at MaxVio ``violation``, at most.
+    """Return the H800-hours that waiting for the fullest expert costs at MaxVio ``violation``.
 
     Raises:
         ValueError: a violation below 0, which no load has.
@@ -50,7 +50,7 @@ def line_05() -> Line:
     saved = imbalance_gpu_hours(loss) - imbalance_gpu_hours(bias)
     return Line(
         notebook="05",
-        title="Not waiting for the fullest expert: bias instead of auxiliary loss, at most",
+        title="Not waiting for the fullest expert: bias instead of auxiliary loss",
         value=saved,
         unit="GPU-hours",
         formula=(
