@@ -9,8 +9,8 @@
 # > The module must be told the token in between: without it the loss of the
 # > second token is at least **0.15 nats** worse and fewer drafts stand.
 #
-# **Takes** about 50 minutes to work through; 'Run all' about two minutes on
-# two CPU cores. **Needs** notebook 02 (the decoder, the loss).
+# **Takes** about 50 minutes to work through; 'Run all' about two and a half
+# minutes on one CPU core. **Needs** notebook 02 (the decoder, the loss).
 # **Afterwards** you can build the multi-token prediction (MTP) module of
 # DeepSeek-V3, draw from memory which position sees which token, say what
 # the module costs in parameters and FLOPs, and turn an acceptance rate into
@@ -368,8 +368,8 @@ class MyModel(Transformer):
 
 
 # %% [markdown]
-# The library has its own version, and its test suite holds that one against
-# Hugging Face's module. Same weights, two depths, every logit compared:
+# The library has its own version, written apart from this one. Same
+# weights, two depths, every logit compared:
 
 # %% tags=["nbval-check-output"]
 cfg = get_config("mini_dense", num_nextn_predict_layers=1)
@@ -643,8 +643,8 @@ print(f"{base / 1e6:.1f} -> {more / 1e6:.1f} MFLOP per token, "
 # this notebook. The next token ended at 0.793 to 0.801. The first module,
 # with only half of λ to itself, had 0.829 to 0.871 on the second token,
 # worse than alone. The second module had 0.789 to 0.805 on the third: told
-# two tokens, with one more block to think, it does not fall behind. Being
-# told what stands between is what counts, not the distance.
+# two tokens, with one more block to think, it does not
+# fall behind. Distance as such is not what made the blind module bad.
 #
 # ## 6.8 Does the second token stand?
 #
@@ -854,10 +854,14 @@ viz.show(fig, alt="Tokens per step in greedy texts: " + ", ".join(words)
          + ".")
 
 # %% [markdown]
-# This is a count, not yet a faster decoder. Our cell knew the whole text
-# beforehand. A decoder has to check its draft in the same pass that makes
-# the next token, and take back what it cached when the draft falls. That,
-# and the proof that the output does not change even when tokens are
+# In our run *stories* came out above 1 + p and *facts* below it, the latter
+# with few tokens behind it. An acceptance belongs to a text; without saying
+# which one, the number says little.
+#
+# All this is a count, not yet a faster decoder. Our cell knew the whole
+# text beforehand. A decoder has to check its draft in the same pass that
+# makes the next token, and take back what it cached when the draft falls.
+# That, and the proof that the output does not change even when tokens are
 # *sampled*, is notebook 17.
 #
 # ## 6.10 Does it make the main model better?
@@ -1022,8 +1026,8 @@ bill.show(upto="06")
 #   17).
 # - We counted steps and measured no time.
 # - Our module is dense. In DeepSeek-V3 it has 256 experts, whose balancing
-#   bias has to be updated as well; torchtitan's hook passes them by (facts
-#   as of the version we read).
+#   bias has to be updated as well; torchtitan's hook passes them by in the
+#   version we read.
 # - λ was 0.3 throughout; we did not look for a better one.
 #
 # ## References
