@@ -368,8 +368,8 @@ class MyModel(Transformer):
 
 
 # %% [markdown]
-# The library has its own version, written apart from this one. Same
-# weights, two depths, every logit compared:
+# The library has its own version, and its test suite holds that one
+# against Hugging Face's. Same weights, two depths, every logit compared:
 
 # %% tags=["nbval-check-output"]
 cfg = get_config("mini_dense", num_nextn_predict_layers=1)
