@@ -607,7 +607,8 @@ for name, run in runs.items():
 # **The band.** Over three seeds the model with experts ended at 52 to 55 % of
 # the facts, the dense one at 40 to 42 %, dice at 17 %, the wide one at 96 to
 # 98 %. The smallest lead of the experts over dense was 12 points, the
-# smallest fall of the dice below it 22. The notebook asks for **8** and **15**.
+# smallest fall of the dice below it 22.
+# The notebook asks for **8** and **15**.
 #
 # The group limit has its price too. With the library's layer and the same
 # three seeds, 54 to 58 % were known when any expert could be chosen, and 52
@@ -947,7 +948,8 @@ viz.show(fig, alt="Bars of H800 GPU-hours on a log axis: dense by 6ND and "
 # ## References
 #
 # - DeepSeek-V3 technical report, arXiv 2412.19437: section 2.1.2
-#   (DeepSeekMoE, eq. 12 to 16, node-limited routing, no token-dropping), table 1 (cost).
+#   (DeepSeekMoE, eq. 12 to 16, node-limited routing, no token-dropping),
+#   table 1 (cost).
 # - Dai et al. 2024, DeepSeekMoE, arXiv 2401.06066: section 3 (fine-grained
 #   and shared experts), section 4 (ablations).
 # - Shazeer et al. 2017, arXiv 1701.06538: section 2 (sparse gating).
