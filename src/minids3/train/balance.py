@@ -38,7 +38,7 @@ def routing_loads(routings: Mapping[str, Routing]) -> dict[str, Tensor]:
 
 
 def max_violation(load: Tensor) -> Tensor:
-    """MaxVio, (largest load - mean load) / mean load, over the last axis (arXiv 2408.15664, eq. 4).
+    """MaxVio, (largest load - mean load) / mean load, over the last axis (arXiv 2408.15664).
 
     0 is even; E / K - 1 is the most that K choices of E experts can reach. Where nothing was
     routed it is 0.
