@@ -32,8 +32,9 @@ drift: $(VENV)/.test
 	$(BIN)/python -m minids3.course check
 
 # Every solved notebook runs, and its deterministic cells print what they printed when it was built.
+# Progress bars are slowed down: nbval loses the end of a cell that has sent thousands of messages.
 notebooks: $(VENV)/.test
-	OMP_NUM_THREADS=1 MINIDS3_HOME=$$(mktemp -d) $(BIN)/python -m pytest -n $(WORKERS) \
+	OMP_NUM_THREADS=1 TQDM_MININTERVAL=2 MINIDS3_HOME=$$(mktemp -d) $(BIN)/python -m pytest -n $(WORKERS) \
 		--dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout 900 \
 		notebooks/solutions
 

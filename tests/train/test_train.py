@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from minids3.config import get_config
 from minids3.model import Transformer
@@ -241,3 +242,19 @@ def test_evaluate_weighs_batches_by_their_targets():
     assert evaluate(model, Uneven(), 3) == pytest.approx(
         model.loss(inputs, targets).item(), rel=1e-5
     )
+
+
+def test_the_progress_bar_does_not_flood_a_notebook(monkeypatch):
+    """nbval reads a cell's messages when it is done; ten updates a second lost its end."""
+    seen = {}
+
+    class Bar(tqdm):
+        def __init__(self, *args, **options):
+            seen.update(options)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr("minids3.train.trainer.tqdm", Bar)
+    torch.manual_seed(0)
+    model = Transformer(get_config("tiny"))
+    Trainer(model, TrainConfig(steps=1, lr=1e-3), CountingTask()).fit()
+    assert seen["mininterval"] >= 0.5

@@ -235,8 +235,15 @@ class Trainer:
         calling ``fit`` again goes on.
         """
         stop = self.cfg.steps if until is None else min(until, self.cfg.steps)
+        # Twice a second: a notebook's bar sends three messages each time, and who tests a notebook
+        # reads them only when the cell is done, by when more than some thousand would be lost.
         bar = tqdm(
-            total=stop, initial=self.step, disable=not progress, unit="step", dynamic_ncols=True
+            total=stop,
+            initial=self.step,
+            disable=not progress,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5,
         )
         self.model.train()
         try:
