@@ -28,18 +28,22 @@ def _own(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters(recurse=False))
 
 
+def _activated_experts(model: Transformer, name: str, experts: Experts) -> int:
+    """Parameters of the K of E experts that one token uses."""
+    gate = model.get_submodule(name.removesuffix("experts") + "gate")
+    return _own(experts) * gate.top_k // experts.down_proj.shape[0]
+
+
 def activated_parameters(model: Transformer, embedding: bool = True, head: bool = True) -> int:
     """Parameters of the main model that one token passes through: K of E routed experts.
 
     37.552B for V3, 36.626B without the embedding lookup, 35.699B without the head too (facts
     section 1); a head tied to the embedding is counted once.
     """
-    top_k = {name: m.top_k for name, m in _parts(model, False) if isinstance(m, Gate)}
     total = 0
     for name, module in _parts(model, False):
         if isinstance(module, Experts):
-            share = top_k[name.removesuffix("experts") + "gate"], module.down_proj.shape[0]
-            total += _own(module) * share[0] // share[1]
+            total += _activated_experts(model, name, module)
         elif module is model.embed_tokens:
             total += _own(module) if embedding else 0
         elif module is model.lm_head:
@@ -86,8 +90,7 @@ def training_flops_per_token(
         if isinstance(module, nn.Linear | Gate):
             weights += module.weight.numel()
         elif isinstance(module, Experts):
-            gate = model.get_submodule(name.removesuffix("experts") + "gate")
-            weights += _own(module) * gate.top_k // module.down_proj.shape[0]
+            weights += _activated_experts(model, name, module)
     if mtp:  # every module uses the shared head once more
         weights += len(model.mtp) * model.lm_head.weight.numel()
     return 6 * (weights + attention_macs_per_token(model, seq_len, attention, mtp))
