@@ -1,0 +1,48 @@
+"""Triton itself, or a stand-in that says what to do where it cannot be installed.
+
+Everything in ``minids3.kernels`` takes ``triton``, ``tl`` and ``jit`` from here. On macOS and
+Windows there is no Triton: modules that only *mention* ``tl`` in a function still import there.
+
+Without a GPU a kernel runs in Triton's interpreter, which must be chosen by TRITON_INTERPRET=1
+before Triton is imported for the first time. Chosen later it half works, so that is refused here.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+__all__ = ["jit", "tl", "triton"]
+
+
+class _Missing:
+    """Stands for a module that is not installed; any use of it says so."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ImportError(
+            "Triton is not installed, so its kernels cannot run or be compiled here. There are "
+            "Triton packages for Linux on x86-64: pip install triton"
+        )
+
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = tl = _Missing()  # type: ignore[assignment]
+else:
+    _asked = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    # tl.sum is itself written in Triton and was made either way when triton was imported.
+    if _asked != (type(tl.sum).__name__ == "InterpretedFunction"):
+        raise RuntimeError(
+            "TRITON_INTERPRET was changed after Triton had been imported, and half of it would not "
+            "notice. Restart the kernel and run the set-up cell first, before anything that "
+            "imports triton"
+        )
+
+
+def jit(fn: Any) -> Any:
+    """``triton.jit``: compile for the GPU, or interpret if TRITON_INTERPRET=1."""
+    return triton.jit(fn)
