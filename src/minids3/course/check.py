@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minids3.course import progress
+from minids3.course.launching import library_of
 from minids3.course.registry import Exercise, get
 from minids3.course.run import Report, run_check
 
@@ -49,7 +50,7 @@ def check(id: str, fn: Callable[..., Any], *, dry: bool = False) -> Callable[...
     if not dry:
         progress.record(exercise, report.passed, len(report.items))
     print(format_report(exercise, report))
-    chosen = fn if report.ok else exercise.library
+    chosen = fn if report.ok else library_of(exercise)
     if not report.ok and not dry and strict():
         namespace()[exercise.name] = chosen
         bad = next(i for i in report.items if i.status == "no")
@@ -121,4 +122,5 @@ def placeholder(exercise: Exercise) -> Callable[..., Any]:
         )
 
     missing.__name__ = exercise.name
+    missing.is_placeholder = True  # type: ignore[attr-defined]
     return missing

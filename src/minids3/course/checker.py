@@ -30,6 +30,7 @@ from minids3.course.compare import (
     tensor_difference,
     unchanged,
 )
+from minids3.course.launching import Guarded, launch
 
 __all__ = ["Checker", "Item", "Stop", "short"]
 
@@ -88,6 +89,14 @@ class Checker:
         """Return one of ``options``."""
         return self._random.choice(options)
 
+    def guarded(
+        self, *shape: int, dtype: torch.dtype = torch.float32, fill: float | None = None
+    ) -> Guarded:
+        """Make an output for a kernel: poisoned (NaN, or 85), inside margins that are watched."""
+        if fill is None:
+            fill = float("nan") if dtype.is_floating_point else 85
+        return Guarded(shape, dtype, fill)
+
     # calling the reader's function -------------------------------------------------------------
 
     def _invoke(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -143,6 +152,41 @@ class Checker:
         if label is not None:
             self._ok(label)
         return out
+
+    def _launch(
+        self, grid: Sequence[int], args: tuple[Any, ...], constexprs: dict[str, Any]
+    ) -> None:
+        """Run the function as a kernel; a grader that keeps it elsewhere overrides this."""
+        launch(self._fn, grid, args, constexprs)
+
+    def launch(
+        self, grid: Sequence[int], *args: Any, label: str | None = None, **constexprs: Any
+    ) -> None:
+        """Run the reader's Triton kernel as ``kernel[grid](*args, **constexprs)``.
+
+        It may write into the arguments made by ``guarded`` and into nothing else. With a ``label``
+        the launch is an item of its own.
+        """
+        before = snapshot([a for a in args if isinstance(a, Tensor)])
+        outputs = [a for a in args if isinstance(a, Guarded)]
+        try:
+            try:
+                self._launch(grid, args, constexprs)
+            except NotImplementedError as error:
+                self.stub = True
+                self.outputs.append(("raised", "NotImplementedError"))
+                reason = str(error) or "still a stub. Write its body, then run both cells again"
+                raise _Failure(reason) from None
+            except (Exception, SystemExit) as error:
+                self.outputs.append(("raised", type(error).__name__))
+                raise _Failure(_exception_text(error, self._fn)) from error
+            self.outputs.append([snapshot(o.buffer) for o in outputs])
+            if not unchanged(before, [a for a in args if isinstance(a, Tensor)]):
+                raise _Failure("it wrote into an input. Store to the output's pointer only")
+        except _Failure as failure:
+            self._fail(label, failure.reason)
+        if label is not None:
+            self._ok(label)
 
     def raises(self, error: type[Exception], *args: Any, label: str, **kwargs: Any) -> None:
         """State that calling with these arguments raises ``error``."""
@@ -309,11 +353,16 @@ def short(error: BaseException) -> str:
 
 def _exception_text(error: BaseException, fn: Callable[..., Any]) -> str:
     """Say what was raised and at which line of the reader's function."""
-    code = getattr(fn, "__code__", None)
+    kernel = getattr(fn, "fn", fn)  # what @triton.jit wraps
+    code = getattr(kernel, "__code__", None)
     line = None
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code is code:
+        here = trace.tb_frame.f_code
+        # Triton's interpreter runs a copy, which has the name and the lines of the original.
+        names = (here.co_filename, here.co_name)
+        copied = code is not None and names == (code.co_filename, code.co_name)
+        if here is code or copied:
             line = trace.tb_lineno - code.co_firstlineno + 1  # type: ignore[union-attr]
         trace = trace.tb_next
     where = f" (line {line} of your function)" if line else ""

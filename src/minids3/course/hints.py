@@ -51,4 +51,6 @@ def solution(id: str) -> None:
 
 def source_of(id: str) -> str:
     """Return the source of the worked solution, as the solved notebook has it."""
-    return textwrap.dedent(inspect.getsource(get(id).solution)).rstrip()
+    exercise = get(id)
+    source = textwrap.dedent(inspect.getsource(exercise.solution)).rstrip()
+    return f"@triton.jit\n{source}" if exercise.kernel else source

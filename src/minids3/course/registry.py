@@ -70,6 +70,7 @@ class Exercise:
     hints: tuple[str, str]
     mutants: tuple[Mutant, ...]
     alternatives: tuple[Alternative, ...]
+    kernel: bool = False
 
     @property
     def name(self) -> str:
@@ -116,6 +117,7 @@ def exercise(
     alternatives: Sequence[Alternative],
     library: Fn | None = None,
     points: int | None = None,
+    kernel: bool = False,
 ) -> Callable[[Callable[[Checker], None]], Callable[[Checker], None]]:
     """Register the decorated function as the check of exercise ``id``.
 
@@ -132,6 +134,8 @@ def exercise(
         alternatives: other right answers, at least two.
         library: what the notebook goes on with when the reader's answer fails (the solution).
         points: of the graded cell, by default the importance.
+        kernel: the solution is a Triton kernel. It, its mutants and alternatives are written here
+            without ``@triton.jit``, which the notebook's cell gets; the check uses ``c.launch``.
 
     Raises:
         ValueError: a malformed or duplicate exercise.
@@ -155,6 +159,7 @@ def exercise(
             hints=tuple(hints),  # type: ignore[arg-type]
             mutants=tuple(mutants),
             alternatives=tuple(alternatives),
+            kernel=kernel,
         )
         return check
 

@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import sys
 from dataclasses import dataclass
 
 __all__ = ["DeviceMatrix", "device_matrix", "setup"]
@@ -124,10 +125,14 @@ def setup(notebook: str) -> DeviceMatrix:
     Returns:
         The device matrix; as the last value of a cell it is shown.
     """
+    import torch
+
     from minids3 import viz
     from minids3.course.check import namespace, placeholder
     from minids3.course.registry import exercises
 
+    if not torch.cuda.is_available() and "triton" not in sys.modules:
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # heard only before the first import
     viz.style.apply()
     variables = namespace()
     for exercise in exercises(notebook):

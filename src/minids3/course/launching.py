@@ -1,0 +1,102 @@
+"""Running a reader's Triton kernel, with outputs in guarded memory.
+
+A kernel that writes past its output does not raise: it changes whatever lies there. So a check
+gives it outputs in the middle of a larger buffer, poisoned all over, and looks at the margins
+afterwards. A number that was never written still shows the poison, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Guarded", "launch", "library_of"]
+
+_MARGIN = 1 << 15  # elements on each side; catches any overrun of less than that
+
+
+class Guarded:
+    """A tensor ``view`` of some shape inside a buffer whose margins must not change."""
+
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, fill: float) -> None:
+        numel = math.prod(shape)
+        self.buffer = torch.full((numel + 2 * _MARGIN,), fill, dtype=dtype)
+        self._poison = self.buffer[:1].clone()
+        self.shape = tuple(shape)
+
+    def view_of(self, buffer: Tensor) -> Tensor:
+        """The part of a buffer of this layout that a kernel may write."""
+        return buffer[_MARGIN : buffer.numel() - _MARGIN].view(self.shape)
+
+    @property
+    def view(self) -> Tensor:
+        """What the kernel has written."""
+        return self.view_of(self.buffer)
+
+    def untouched(self) -> bool:
+        """Whether both margins still hold the poison, bit for bit."""
+        margins = torch.cat((self.buffer[:_MARGIN], self.buffer[self.buffer.numel() - _MARGIN :]))
+        bits = margins.view(torch.uint8).view(margins.numel(), -1)
+        return bool((bits == self._poison.view(torch.uint8)).all())
+
+    def written(self) -> bool:
+        """Whether no number of the view holds the poison any more."""
+        numbers = self.view.contiguous().flatten()
+        bits = numbers.view(torch.uint8).view(numbers.numel(), -1)
+        return not bool((bits == self._poison.view(torch.uint8)).all(1).any())
+
+    def __repr__(self) -> str:
+        return f"Guarded(shape={list(self.shape)}, dtype={self.buffer.dtype})"
+
+
+def launch(
+    fn: Callable[..., Any], grid: Sequence[int], args: Sequence[Any], constexprs: dict[str, Any]
+) -> None:
+    """Run ``fn[grid](*args, **constexprs)``: on the GPU if there is one, else interpreted.
+
+    Tensors stay on the CPU for the check; for a GPU they are copied there and back. An error of the
+    interpreter is replaced by the one it wraps.
+    """
+    from minids3.kernels.language import jit
+    from minids3.kernels.launch import interpreted
+
+    if getattr(fn, "is_placeholder", False):
+        fn()  # says what to do
+    kernel = fn if hasattr(fn, "run") and hasattr(fn, "arg_names") else jit(fn)
+    if interpreted():
+        given = [a.view if isinstance(a, Guarded) else a for a in args]
+        try:
+            kernel[tuple(grid)](*given, **constexprs)
+        except Exception as error:
+            while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
+                error = error.__cause__  # type: ignore[assignment]
+            raise error from None
+        return
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "kernels run on a GPU or in the interpreter, and this process has neither: set "
+            "TRITON_INTERPRET=1 before triton is imported (the set-up cell does)"
+        )
+    homes = [a.buffer if isinstance(a, Guarded) else a for a in args]
+    there = [h.cuda() if isinstance(h, Tensor) else h for h in homes]
+    given = [
+        a.view_of(t) if isinstance(a, Guarded) else t for a, t in zip(args, there, strict=True)
+    ]
+    kernel[tuple(grid)](*given, **constexprs)
+    torch.cuda.synchronize()
+    for home, t in zip(homes, there, strict=True):
+        if isinstance(home, Tensor):
+            home.copy_(t)
+
+
+def library_of(exercise: Any) -> Callable[..., Any]:
+    """What a notebook goes on with when the reader's answer fails; kernels as kernels."""
+    if not exercise.kernel:
+        return exercise.library
+    from minids3.kernels.language import jit
+
+    return jit(exercise.library)
