@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from minids3.bench import Comparison, alternate, environment
+from minids3.bench import Comparison, alternate, environment, recorded
 from minids3.bench import model as model_bench
 from minids3.bench.__main__ import main
 
@@ -58,3 +58,11 @@ def test_command_writes_json_and_explains_a_missing_peer(tmp_path, monkeypatch, 
     assert "test extra" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["nothing"])
+
+
+def test_records_go_where_notebooks_look(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIDS3_DATA", str(tmp_path))
+    monkeypatch.setattr(model_bench, "run", lambda device, rounds: {"rounds": rounds})
+    assert recorded("model") is None
+    assert main(["model", "--rounds", "5", "--json"]) == 0
+    assert recorded("model") == {"rounds": 5}

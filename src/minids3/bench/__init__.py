@@ -4,6 +4,7 @@ A benchmark states device, shapes and versions, measures against a peer in the s
 and reports a ratio. Peers such as transformers are imported only here and only when asked for.
 """
 
+from minids3.bench.records import record, recorded
 from minids3.bench.timing import Comparison, alternate, environment
 
-__all__ = ["Comparison", "alternate", "environment"]
+__all__ = ["Comparison", "alternate", "environment", "record", "recorded"]

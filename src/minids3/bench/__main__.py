@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import os
 import sys
 from pathlib import Path
+
+from minids3.bench.records import record, record_path
 
 TOPICS = ("model",)
 
@@ -18,7 +18,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("topic", choices=TOPICS)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=7, help="how often each side is timed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write the figures there too; without FILE to data/bench/TOPIC.json",
+    )
     args = parser.parse_args(argv)
     try:
         topic = importlib.import_module(f"minids3.bench.{args.topic}")
@@ -26,10 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError as error:
         print(f"{error}\nThe peers come with the test extra: pip install -e '.[test]'")
         return 1
-    if args.json:
-        partial = args.json.with_name(args.json.name + ".partial")
-        partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, args.json)
+    if args.json is not None:
+        path = args.json if args.json.name else record_path(args.topic)
+        record(report, path)
+        print(f"written to {path}")
     return 0
 
 
