@@ -18,9 +18,10 @@ LAYERS = (
     ("train", "infer"),
     ("viz",),
     ("course", "bench"),
+    ("grade",),
 )
 SIDE = {"data": {"config"}, "sim": {"config", "numerics"}}
-AFTER_DATA = {"model", "train", "infer", "viz", "course", "bench"}
+AFTER_DATA = {"model", "train", "infer", "viz", "course", "bench", "grade"}
 BUILD_ONLY = {"jupytext", "nbformat", "nbclient", "nbconvert"}
 
 
