@@ -43,9 +43,13 @@ class Experts(nn.Module):
         """
         plan = plan_dispatch(indices, self.gate_up_proj.shape[0])
         rows = dispatch(x, plan)
-        gate, up = grouped_mm(rows, self.gate_up_proj, plan.counts).chunk(2, -1)
-        rows = grouped_mm(F.silu(gate) * up, self.down_proj, plan.counts)
+        gate, up = self.product(rows, self.gate_up_proj, plan.counts).chunk(2, -1)
+        rows = self.product(F.silu(gate) * up, self.down_proj, plan.counts)
         return combine(rows, weights, plan)
+
+    def product(self, x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+        """Multiply each expert's rows of ``x [M, in]`` by its own matrix of ``[E, out, in]``."""
+        return grouped_mm(x, weight, counts)
 
     def extra_repr(self) -> str:
         """Sizes for ``print(model)``."""

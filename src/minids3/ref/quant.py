@@ -109,7 +109,7 @@ def _check(x: Tensor, block: tuple[int, int] | None) -> tuple[int, int]:
 
 
 def _tiled(x: Tensor, block: tuple[int, int]) -> Tensor:
-    """``x`` by blocks, ``[rows of blocks, rows, columns of blocks, columns]``, filled with zeros."""
+    """``x`` by blocks, ``[R, rows, C, columns]``, ragged edges filled with zeros."""
     missing = [-size % side for size, side in zip(x.shape, block, strict=True)]
     if any(missing):
         x = F.pad(x, (0, missing[1], 0, missing[0]))

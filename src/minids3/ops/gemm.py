@@ -1,0 +1,251 @@
+"""A linear layer whose three products take E4M3 operands, and the same for grouped experts.
+
+Autograd through casts is not the recipe: forward and backward round different tensors, in different
+tiles. So both are written out (facts: TR section 3.3)::
+
+    fprop   quantise x (1 x 128) and W (128 x 128), multiply; keep x and W as E4M3 for later
+    dgrad   quantise dy (1 x 128), multiply by the kept W
+    wgrad   quantise dy in tiles of 128 tokens; read the kept x, transpose, quantise again; multiply
+
+``Float8Recipe`` says what is rounded and how. Its defaults are DeepSeek-V3's; the other settings
+are there to measure what each part of the recipe is worth. ``BF16_BASELINE`` runs the same code
+with operands rounded to BF16, which is what a BF16 run on a GPU does and a CPU without BF16
+instructions would do ten times slower; it makes the two runs differ in the operands alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minids3.ops.moe import _stretches
+from minids3.ref.gemm import truncated_mm_ref
+from minids3.ref.quant import TILE, WEIGHT_BLOCK, dequantize_ref, quantize_ref
+
+__all__ = ["BF16_BASELINE", "Float8Recipe", "fp8_grouped_linear", "fp8_linear"]
+
+Block = tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Float8Recipe:
+    """What the products of a linear layer round, and how.
+
+    operands: ``"e4m3"``, or ``"bf16"`` for the baseline (then only ``output`` matters besides).
+    activation, gradient, weight: what shares a scale, rows x columns; None: the whole tensor.
+    power_of_two: scales of x are powers of two (V3: after attention and before the experts).
+    scaled: False writes every number as it is, with scale 1.
+    fraction_bits: of the accumulator, never promoted; None: fp32, which promotion amounts to.
+    output: outputs and input gradients are rounded to it, whatever dtype then holds them.
+    """
+
+    operands: Literal["e4m3", "bf16"] = "e4m3"
+    activation: Block = TILE
+    gradient: Block = TILE
+    weight: Block = WEIGHT_BLOCK
+    power_of_two: bool = False
+    scaled: bool = True
+    fraction_bits: int | None = None
+    output: torch.dtype = torch.bfloat16
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the Triton kernels can do it: DeepSeek-V3's tiles and nothing else."""
+        blocks = (self.activation, self.gradient, self.weight) == (TILE, TILE, WEIGHT_BLOCK)
+        plain = self.operands == "e4m3" and self.scaled and self.fraction_bits is None
+        return blocks and plain
+
+
+BF16_BASELINE = Float8Recipe(operands="bf16")
+
+
+class Operand(NamedTuple):
+    """A matrix as it is stored for a product: the numbers, and what reads them."""
+
+    numbers: Tensor
+    scale: Tensor | None
+    block: Block
+
+    def read(self) -> Tensor:
+        """The matrix in fp32."""
+        if self.scale is None:
+            return self.numbers.float()
+        return dequantize_ref(self.numbers, self.scale, self.block)
+
+
+def fp8_linear(
+    x: Tensor, weight: Tensor, *, recipe: Float8Recipe | None = None, backend: str = "auto"
+) -> Tensor:
+    """``x @ weight.T`` with E4M3 operands forward and backward.
+
+    Args:
+        x: ``[..., K]``, any floating dtype.
+        weight: ``[N, K]``, the master weight; its gradient has its dtype.
+        recipe: default: DeepSeek-V3's.
+        backend: ``"ref"``, ``"triton"``, or ``"auto"``: Triton for CUDA tensors if the recipe is
+            one that the kernels know.
+
+    Returns:
+        ``[..., N]`` in the dtype of ``x``, holding numbers of ``recipe.output``.
+
+    Raises:
+        ValueError: the shapes do not fit, or the kernels do not know the recipe.
+    """
+    recipe = recipe or Float8Recipe()
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x {list(x.shape)} does not fit weight {list(weight.shape)}")
+    kernels = _choose(backend, x, recipe)
+    rows = x.reshape(-1, x.shape[-1])
+    counts = (rows.shape[0],)
+    out = _Fp8Linear.apply(rows, weight[None], counts, recipe, kernels)
+    return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def fp8_grouped_linear(
+    x: Tensor,
+    weight: Tensor,
+    counts: Tensor,
+    *,
+    recipe: Float8Recipe | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """``fp8_linear`` of each expert's rows and its own matrix.
+
+    Args:
+        x: ``[M, K]``, rows sorted by expert.
+        weight: ``[E, N, K]``.
+        counts: ``[E]`` int64, rows per expert, summing to M; experts may have none.
+        recipe: as ``fp8_linear``. Tiles of 128 tokens, in wgrad, do not cross experts.
+        backend: as ``fp8_linear``.
+
+    Returns:
+        ``[M, N]`` in the dtype of ``x``.
+    """
+    recipe = recipe or Float8Recipe()
+    kernels = _choose(backend, x, recipe)
+    return _Fp8Linear.apply(x, weight, tuple(counts.tolist()), recipe, kernels)
+
+
+def _choose(backend: str, x: Tensor, recipe: Float8Recipe) -> bool:
+    """Whether to launch kernels."""
+    if backend not in ("auto", "ref", "triton"):
+        raise ValueError(f"backend={backend!r} is unknown; choose auto, ref or triton")
+    if backend == "triton" and not recipe.has_kernels:
+        raise ValueError(f"there are no kernels for {recipe}: use backend='ref'")
+    return backend == "triton" or (backend == "auto" and x.is_cuda and recipe.has_kernels)
+
+
+class _Fp8Linear(torch.autograd.Function):
+    """Every expert in turn; a plain linear layer is one expert that gets all rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        counts: tuple[int, ...],
+        recipe: Float8Recipe,
+        kernels: bool,
+    ) -> Tensor:
+        out = x.new_empty(x.shape[0], weight.shape[1])
+        kept: list[Tensor | None] = []
+        for e, rows in _stretches(counts):
+            if kernels:
+                y, stored = _kernel_fprop(x[rows], weight[e], recipe)
+            else:
+                y, stored = _ref_fprop(x[rows], weight[e], recipe)
+            out[rows] = y
+            kept += stored
+        ctx.save_for_backward(*kept)
+        ctx.counts, ctx.recipe, ctx.kernels = counts, recipe, kernels
+        ctx.weight = weight.shape, weight.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        shape, dtype = ctx.weight
+        grad_x = grad.new_empty(grad.shape[0], shape[2]) if need_x else None
+        grad_weight = torch.zeros(shape, dtype=dtype, device=grad.device) if need_weight else None
+        kept = ctx.saved_tensors
+        dgrad, wgrad = (_kernel_dgrad, _kernel_wgrad) if ctx.kernels else (_ref_dgrad, _ref_wgrad)
+        for i, (e, rows) in enumerate(_stretches(ctx.counts)):
+            x, x_scale, weight, weight_scale = kept[4 * i : 4 * i + 4]
+            if grad_x is not None:
+                grad_x[rows] = dgrad(grad[rows], weight, weight_scale, ctx.recipe)
+            if grad_weight is not None:
+                grad_weight[e] = wgrad(grad[rows], x, x_scale, ctx.recipe)
+        return grad_x, grad_weight, None, None, None
+
+
+def _store(x: Tensor, block: Block, recipe: Float8Recipe, power_of_two: bool = False) -> Operand:
+    """Round a matrix to what the recipe multiplies."""
+    if recipe.operands == "bf16":
+        return Operand(x.bfloat16(), None, None)
+    if not recipe.scaled:
+        return Operand(x.float().clamp(-448, 448).to(torch.float8_e4m3fn), None, None)
+    return Operand(*quantize_ref(x, block, power_of_two), block)
+
+
+def _product(a: Tensor, b: Tensor, recipe: Float8Recipe) -> Tensor:
+    """``a @ b.T`` of fp32 matrices, in the recipe's accumulator."""
+    if recipe.fraction_bits is None:
+        return a @ b.T
+    return truncated_mm_ref(a, b, recipe.fraction_bits)
+
+
+def _ref_fprop(
+    x: Tensor, weight: Tensor, recipe: Float8Recipe
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Output, and what backward needs: x and W as they were multiplied, with their scales."""
+    a = _store(x, recipe.activation, recipe, recipe.power_of_two)
+    b = _store(weight, recipe.weight, recipe)
+    y = _product(a.read(), b.read(), recipe).to(recipe.output)
+    return y, [a.numbers, a.scale, b.numbers, b.scale]
+
+
+def _ref_dgrad(
+    grad: Tensor, weight: Tensor, weight_scale: Tensor | None, recipe: Float8Recipe
+) -> Tensor:
+    g = _store(grad, recipe.gradient, recipe)
+    b = Operand(weight, weight_scale, recipe.weight)
+    return _product(g.read(), b.read().T, recipe).to(recipe.output)
+
+
+def _ref_wgrad(grad: Tensor, x: Tensor, x_scale: Tensor | None, recipe: Float8Recipe) -> Tensor:
+    g = _store(grad.T.contiguous(), recipe.gradient, recipe)
+    values = Operand(x, x_scale, recipe.activation).read().T.contiguous()
+    a = _store(values, recipe.activation, recipe, recipe.power_of_two)
+    return _product(g.read(), a.read(), recipe)
+
+
+def _kernel_fprop(
+    x: Tensor, weight: Tensor, recipe: Float8Recipe
+) -> tuple[Tensor, list[Tensor | None]]:
+    from minids3.kernels import gemm, quant
+
+    a, a_scale = quant.act_quant(x.contiguous(), power_of_two=recipe.power_of_two)
+    b, b_scale = quant.weight_quant(weight.contiguous())
+    y = gemm.fp8_gemm_nt(a, a_scale, b, b_scale, out_dtype=recipe.output)
+    return y, [a, a_scale, b, b_scale]
+
+
+def _kernel_dgrad(
+    grad: Tensor, weight: Tensor, weight_scale: Tensor, recipe: Float8Recipe
+) -> Tensor:
+    from minids3.kernels import gemm, quant
+
+    g, g_scale = quant.act_quant(grad.contiguous())
+    w, w_scale = weight.T.contiguous(), weight_scale.T.contiguous()
+    return gemm.fp8_gemm_nt(g, g_scale, w, w_scale, out_dtype=recipe.output)
+
+
+def _kernel_wgrad(grad: Tensor, x: Tensor, x_scale: Tensor, recipe: Float8Recipe) -> Tensor:
+    from minids3.kernels import gemm, quant
+
+    g, g_scale = quant.act_quant_transposed(grad.contiguous())
+    a, a_scale = quant.requantize_transposed(x, x_scale, power_of_two=recipe.power_of_two)
+    return gemm.fp8_gemm_nt(g, g_scale, a, a_scale, out_dtype=torch.float32)
