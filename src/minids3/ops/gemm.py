@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minids3.ops.moe import _stretches
@@ -60,20 +61,6 @@ class Float8Recipe:
 
 
 BF16_BASELINE = Float8Recipe(operands="bf16")
-
-
-class Operand(NamedTuple):
-    """A matrix as it is stored for a product: the numbers, and what reads them."""
-
-    numbers: Tensor
-    scale: Tensor | None
-    block: Block
-
-    def read(self) -> Tensor:
-        """The matrix in fp32."""
-        if self.scale is None:
-            return self.numbers.float()
-        return dequantize_ref(self.numbers, self.scale, self.block)
 
 
 def fp8_linear(
@@ -139,7 +126,7 @@ def _choose(backend: str, x: Tensor, recipe: Float8Recipe) -> bool:
 
 
 class _Fp8Linear(torch.autograd.Function):
-    """Every expert in turn; a plain linear layer is one expert that gets all rows."""
+    """A plain linear layer is one expert that gets all rows."""
 
     @staticmethod
     def forward(
@@ -150,15 +137,8 @@ class _Fp8Linear(torch.autograd.Function):
         recipe: Float8Recipe,
         kernels: bool,
     ) -> Tensor:
-        out = x.new_empty(x.shape[0], weight.shape[1])
-        kept: list[Tensor | None] = []
-        for e, rows in _stretches(counts):
-            if kernels:
-                y, stored = _kernel_fprop(x[rows], weight[e], recipe)
-            else:
-                y, stored = _ref_fprop(x[rows], weight[e], recipe)
-            out[rows] = y
-            kept += stored
+        run = _kernel_forward if kernels else _ref_forward
+        out, kept = run(x, weight, counts, recipe)
         ctx.save_for_backward(*kept)
         ctx.counts, ctx.recipe, ctx.kernels = counts, recipe, kernels
         ctx.weight = weight.shape, weight.dtype
@@ -166,28 +146,44 @@ class _Fp8Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        need_x, need_weight = ctx.needs_input_grad[:2]
         shape, dtype = ctx.weight
+        need_x, need_weight = ctx.needs_input_grad[:2]
         grad_x = grad.new_empty(grad.shape[0], shape[2]) if need_x else None
         grad_weight = torch.zeros(shape, dtype=dtype, device=grad.device) if need_weight else None
-        kept = ctx.saved_tensors
-        dgrad, wgrad = (_kernel_dgrad, _kernel_wgrad) if ctx.kernels else (_ref_dgrad, _ref_wgrad)
-        for i, (e, rows) in enumerate(_stretches(ctx.counts)):
-            x, x_scale, weight, weight_scale = kept[4 * i : 4 * i + 4]
-            if grad_x is not None:
-                grad_x[rows] = dgrad(grad[rows], weight, weight_scale, ctx.recipe)
-            if grad_weight is not None:
-                grad_weight[e] = wgrad(grad[rows], x, x_scale, ctx.recipe)
+        run = _kernel_backward if ctx.kernels else _ref_backward
+        run(grad, ctx.saved_tensors, ctx.counts, ctx.recipe, grad_x, grad_weight)
         return grad_x, grad_weight, None, None, None
 
 
-def _store(x: Tensor, block: Block, recipe: Float8Recipe, power_of_two: bool = False) -> Operand:
+class _Operand(NamedTuple):
+    """A matrix as it is stored for a product: the numbers, and what reads them."""
+
+    numbers: Tensor
+    scale: Tensor | None
+    block: Block
+
+    def read(self) -> Tensor:
+        """The matrix in fp32."""
+        if self.scale is None:
+            return self.numbers.float()
+        return dequantize_ref(self.numbers, self.scale, self.block)
+
+
+def _store(x: Tensor, block: Block, recipe: Float8Recipe, power_of_two: bool = False) -> _Operand:
     """Round a matrix to what the recipe multiplies."""
     if recipe.operands == "bf16":
-        return Operand(x.bfloat16(), None, None)
+        return _Operand(x.bfloat16(), None, None)
     if not recipe.scaled:
-        return Operand(x.float().clamp(-448, 448).to(torch.float8_e4m3fn), None, None)
-    return Operand(*quantize_ref(x, block, power_of_two), block)
+        return _Operand(x.float().clamp(-448, 448).to(torch.float8_e4m3fn), None, None)
+    return _Operand(*quantize_ref(x, block, power_of_two), block)
+
+
+def _store_weight(weight: Tensor, recipe: Float8Recipe) -> _Operand:
+    """Round ``[E, N, K]`` as ``[E*N', K]``; N' is N filled up, so that no block joins experts."""
+    side = (recipe.weight or (1, 1))[0]
+    if len(weight) > 1 and weight.shape[1] % side:
+        weight = F.pad(weight, (0, 0, 0, -weight.shape[1] % side))
+    return _store(weight.flatten(0, 1), recipe.weight, recipe)
 
 
 def _product(a: Tensor, b: Tensor, recipe: Float8Recipe) -> Tensor:
@@ -197,55 +193,111 @@ def _product(a: Tensor, b: Tensor, recipe: Float8Recipe) -> Tensor:
     return truncated_mm_ref(a, b, recipe.fraction_bits)
 
 
-def _ref_fprop(
-    x: Tensor, weight: Tensor, recipe: Float8Recipe
+class _Rows(NamedTuple):
+    """Rows of experts, moved apart so that each expert begins a new group of 128.
+
+    stretches: each expert that has rows, and which of the padded rows are its own.
+    places: where every row went; None: nowhere, since a single expert needs no padding.
+    """
+
+    stretches: list[tuple[int, slice]]
+    places: Tensor | None
+    total: int
+
+    def spread(self, x: Tensor) -> Tensor:
+        """``x [M, .]`` at its places, zeros between."""
+        if self.places is None:
+            return x
+        return x.new_zeros(self.total, x.shape[1]).index_copy_(0, self.places, x)
+
+
+def _apart(counts: tuple[int, ...], side: int, device: torch.device) -> _Rows:
+    if len(counts) == 1:
+        return _Rows(_stretches(counts), None, counts[0])
+    places, stretches, start = [], [], 0
+    for e, n in enumerate(counts):
+        if n:
+            places.append(torch.arange(start, start + n, device=device))
+            stretches.append((e, slice(start, start + n)))
+        start += -(-n // side) * side
+    return _Rows(stretches, torch.cat(places) if places else None, start)
+
+
+def _ref_forward(
+    x: Tensor, weight: Tensor, counts: tuple[int, ...], recipe: Float8Recipe
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Output, and what backward needs: x and W as they were multiplied, with their scales."""
     a = _store(x, recipe.activation, recipe, recipe.power_of_two)
-    b = _store(weight, recipe.weight, recipe)
-    y = _product(a.read(), b.read(), recipe).to(recipe.output)
-    return y, [a.numbers, a.scale, b.numbers, b.scale]
+    b = _store_weight(weight, recipe)
+    left, right = a.read(), b.read().unflatten(0, (len(weight), -1))[:, : weight.shape[1]]
+    out = x.new_empty(x.shape[0], weight.shape[1])
+    for e, rows in _stretches(counts):
+        out[rows] = _product(left[rows], right[e], recipe).to(recipe.output)
+    return out, [a.numbers, a.scale, b.numbers, b.scale]
 
 
-def _ref_dgrad(
-    grad: Tensor, weight: Tensor, weight_scale: Tensor | None, recipe: Float8Recipe
-) -> Tensor:
-    g = _store(grad, recipe.gradient, recipe)
-    b = Operand(weight, weight_scale, recipe.weight)
-    return _product(g.read(), b.read().T, recipe).to(recipe.output)
+def _ref_backward(
+    grad: Tensor,
+    kept: tuple[Tensor | None, ...],
+    counts: tuple[int, ...],
+    recipe: Float8Recipe,
+    grad_x: Tensor | None,
+    grad_weight: Tensor | None,
+) -> None:
+    """Fill the two gradients. A tile of the transpose is the transposed tile: 128 x 1."""
+    n_experts, size = len(counts), grad.shape[1]
+    apart = _apart(counts, 128, grad.device)
+    spread = apart.spread(grad)
+    across = recipe.gradient and (recipe.gradient[1], recipe.gradient[0])
+    stored = _store(spread, recipe.gradient, recipe)
+    if grad_x is not None:
+        left = stored.read()
+        weight = _Operand(kept[2], kept[3], recipe.weight).read().unflatten(0, (n_experts, -1))
+        for (e, rows), (_, own) in zip(apart.stretches, _stretches(counts), strict=True):
+            grad_x[own] = _product(left[rows], weight[e, :size].T, recipe).to(recipe.output)
+    if grad_weight is not None:
+        left = _store(spread, across, recipe).read()
+        x = apart.spread(_Operand(kept[0], kept[1], recipe.activation).read())
+        tile = recipe.activation and (recipe.activation[1], recipe.activation[0])
+        right = _store(x, tile, recipe, recipe.power_of_two).read()
+        for e, rows in apart.stretches:
+            grad_weight[e] = _product(left[rows].T, right[rows].T, recipe)
 
 
-def _ref_wgrad(grad: Tensor, x: Tensor, x_scale: Tensor | None, recipe: Float8Recipe) -> Tensor:
-    g = _store(grad.T.contiguous(), recipe.gradient, recipe)
-    values = Operand(x, x_scale, recipe.activation).read().T.contiguous()
-    a = _store(values, recipe.activation, recipe, recipe.power_of_two)
-    return _product(g.read(), a.read(), recipe)
-
-
-def _kernel_fprop(
-    x: Tensor, weight: Tensor, recipe: Float8Recipe
-) -> tuple[Tensor, list[Tensor | None]]:
+def _kernel_forward(
+    x: Tensor, weight: Tensor, counts: tuple[int, ...], recipe: Float8Recipe
+) -> tuple[Tensor, list[Tensor]]:
     from minids3.kernels import gemm, quant
 
-    a, a_scale = quant.act_quant(x.contiguous(), power_of_two=recipe.power_of_two)
-    b, b_scale = quant.weight_quant(weight.contiguous())
-    y = gemm.fp8_gemm_nt(a, a_scale, b, b_scale, out_dtype=recipe.output)
-    return y, [a, a_scale, b, b_scale]
+    out = x.new_empty(x.shape[0], weight.shape[1])
+    kept = []
+    for e, rows in _stretches(counts):
+        a, a_scale = quant.act_quant(x[rows].contiguous(), power_of_two=recipe.power_of_two)
+        b, b_scale = quant.weight_quant(weight[e].contiguous())
+        out[rows] = gemm.fp8_gemm_nt(a, a_scale, b, b_scale, out_dtype=recipe.output)
+        kept += [a, a_scale, b, b_scale]
+    return out, kept
 
 
-def _kernel_dgrad(
-    grad: Tensor, weight: Tensor, weight_scale: Tensor, recipe: Float8Recipe
-) -> Tensor:
+def _kernel_backward(
+    grad: Tensor,
+    kept: tuple[Tensor, ...],
+    counts: tuple[int, ...],
+    recipe: Float8Recipe,
+    grad_x: Tensor | None,
+    grad_weight: Tensor | None,
+) -> None:
     from minids3.kernels import gemm, quant
 
-    g, g_scale = quant.act_quant(grad.contiguous())
-    w, w_scale = weight.T.contiguous(), weight_scale.T.contiguous()
-    return gemm.fp8_gemm_nt(g, g_scale, w, w_scale, out_dtype=recipe.output)
-
-
-def _kernel_wgrad(grad: Tensor, x: Tensor, x_scale: Tensor, recipe: Float8Recipe) -> Tensor:
-    from minids3.kernels import gemm, quant
-
-    g, g_scale = quant.act_quant_transposed(grad.contiguous())
-    a, a_scale = quant.requantize_transposed(x, x_scale, power_of_two=recipe.power_of_two)
-    return gemm.fp8_gemm_nt(g, g_scale, a, a_scale, out_dtype=torch.float32)
+    for i, (e, rows) in enumerate(_stretches(counts)):
+        x, x_scale, weight, weight_scale = kept[4 * i : 4 * i + 4]
+        own = grad[rows].contiguous()
+        if grad_x is not None:
+            g, g_scale = quant.act_quant(own)
+            w, w_scale = weight.T.contiguous(), weight_scale.T.contiguous()
+            grad_x[rows] = gemm.fp8_gemm_nt(g, g_scale, w, w_scale, out_dtype=recipe.output)
+        if grad_weight is not None:
+            g, g_scale = quant.act_quant_transposed(own)
+            a, a_scale = quant.requantize_transposed(x, x_scale, power_of_two=recipe.power_of_two)
+            product = gemm.fp8_gemm_nt(g, g_scale, a, a_scale, out_dtype=torch.float32)
+            grad_weight[e] = product

@@ -130,8 +130,8 @@ def _decode(quantized: Tensor) -> Tensor:
     """
     if quantized.dtype != torch.float8_e4m3fn:
         return quantized.float()
-    bits = quantized.view(torch.int8)
-    wide = bits.to(torch.int16) << 7  # the sign fills the upper byte
+    wide = quantized.view(torch.int8).to(torch.int16) << 7  # the sign fills the upper byte
     value = (wide & ~0x4000).view(torch.float16).float().mul_(256.0)
-    nan = (bits & 0x7F) == 0x7F
-    return value.masked_fill_(nan, torch.nan) if bool(nan.any()) else value
+    if value.numel() and max(map(abs, map(float, torch.aminmax(value)))) > E4M3_MAX:
+        value.masked_fill_(value.abs() > E4M3_MAX, torch.nan)  # 480 is what the NaN code gives
+    return value
