@@ -71,6 +71,7 @@ class Exercise:
     mutants: tuple[Mutant, ...]
     alternatives: tuple[Alternative, ...]
     kernel: bool = False
+    forbids: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -118,6 +119,7 @@ def exercise(
     library: Fn | None = None,
     points: int | None = None,
     kernel: bool = False,
+    forbids: Sequence[str] = (),
 ) -> Callable[[Callable[[Checker], None]], Callable[[Checker], None]]:
     """Register the decorated function as the check of exercise ``id``.
 
@@ -136,6 +138,9 @@ def exercise(
         points: of the graded cell, by default the importance.
         kernel: the solution is a Triton kernel. It, its mutants and alternatives are written here
             without ``@triton.jit``, which the notebook's cell gets; the check uses ``c.launch``.
+        forbids: dotted names that an answer may not call when graded, such as torch's ready-made
+            function; ``"module.*"`` stands for all of a module. What the check compares with and
+            the library's own function are forbidden without saying so.
 
     Raises:
         ValueError: a malformed or duplicate exercise.
@@ -160,6 +165,7 @@ def exercise(
             mutants=tuple(mutants),
             alternatives=tuple(alternatives),
             kernel=kernel,
+            forbids=tuple(forbids),
         )
         return check
 

@@ -96,6 +96,12 @@ def _adamw_one_sum(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_
     difficulty=3,
     importance=4,
     minutes=10,
+    forbids=(
+        "torch.optim.AdamW",
+        "torch.optim.Adam",
+        "torch.optim._functional.adamw",
+        "torch._fused_adamw_",
+    ),
     hints=(
         "m and v start at zero, so after one step m is only (1 - beta1) of the gradient: what do "
         "you divide by to undo that? Does the weight decay pass through m and v, or around them?",

@@ -99,6 +99,11 @@ def _attention_library(q, k, v):
     importance=5,
     minutes=10,
     library=_attention_library,
+    forbids=(
+        "torch.nn.functional.scaled_dot_product_attention",
+        "torch.nn.functional.multi_head_attention_forward",
+        "torch.nn.MultiheadAttention",
+    ),
     hints=(
         "Which axis of the [T, T] score matrix are the queries, and over which one must the "
         "weights sum to 1? What value, put into a score before the softmax, gives weight 0?",

@@ -92,6 +92,12 @@ def _loss_flat(logits, targets, ignore_index=-100):
     importance=5,
     minutes=10,
     library=cross_entropy_ref,
+    forbids=(
+        "torch.nn.functional.cross_entropy",
+        "torch.nn.functional.nll_loss",
+        "torch.nn.CrossEntropyLoss",
+        "torch.nn.NLLLoss",
+    ),
     hints=(
         "What is the logarithm of softmax(logits)[target], before any exp is taken? It is a "
         "difference of two numbers, and one of them has a numerically safe function in torch. "
