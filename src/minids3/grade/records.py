@@ -83,6 +83,7 @@ class Answers:
     notebook: str  # "NN_name"
     programs: tuple[Program, ...]
     merged: dict[str, Any]  # the instructor's notebook with the answers and helpers put in
+    public: dict[str, Any] = field(default_factory=dict)  # set-up, answers and checks alone
     problems: tuple[str, ...] = ()
 
     def __getitem__(self, id: str) -> Program:

@@ -1,0 +1,255 @@
+"""What a cell's statements define and need, and which of them an answer rests on.
+
+A student's notebook is full of trials: plots, prints, long runs. Only what an answer needs is run
+with it: the statements that define (or change) a name the answer uses, and those that these use in
+turn. So a helper function in any earlier cell keeps working, and a forgotten training loop costs
+nothing. Where a program looks its names up by string, everything is kept.
+"""
+
+from __future__ import annotations
+
+import ast
+import symtable
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+__all__ = ["Statement", "dump", "needed", "python_of", "quiet", "statements"]
+
+_BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
+_COURSE = {"check", "hint", "progress", "setup"}  # calls that only talk to the reader
+_BY_STRING = {"globals", "eval", "exec", "vars", "locals"}
+_MODULES = {"torch", "F", "np", "math", "plt", "random", "nn"}  # calls of theirs change no name,
+_SETTINGS = ("manual_seed", "seed", "set_", "use_")  # but for these
+_BODY_MAGICS = {"time", "timeit", "capture", "prun"}  # their cell is Python
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Some lines of a cell that belong together, with the comments before them."""
+
+    text: str
+    binds: frozenset[str]  # names that are defined or changed
+    loads: frozenset[str]  # names taken from the surroundings
+    dump: str = ""
+    star: bool = False  # from x import *
+    setting: bool = False  # a call such as torch.manual_seed(0)
+
+
+def _transformed(source: str) -> str:
+    """Return ``source`` with IPython's magics as calls of ``get_ipython()``."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return TransformerManager().transform_cell(source)
+
+
+def _magic(node: ast.stmt) -> tuple[str, str] | None:
+    """Return name and body of a cell magic, ("", "") for another call of IPython, else None."""
+    value = getattr(node, "value", None)
+    call = value
+    if not (isinstance(node, ast.Expr | ast.Assign) and isinstance(call, ast.Call)):
+        return None
+    function = call.func
+    if not (isinstance(function, ast.Attribute) and isinstance(function.value, ast.Call)):
+        return None
+    if getattr(function.value.func, "id", "") != "get_ipython":
+        return None
+    words = [a.value for a in call.args if isinstance(a, ast.Constant)]
+    if function.attr == "run_cell_magic" and len(words) == 3:
+        return str(words[0]), str(words[2])
+    return "", ""
+
+
+def _drop_magics(text: str, tree: ast.Module) -> str:
+    """Return ``text`` with IPython's calls replaced by ``pass``."""
+    lines = text.splitlines()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.stmt) and _magic(node) is not None:
+            indent = " " * node.col_offset
+            for number in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[number] = ""
+            lines[node.lineno - 1] = f"{indent}pass"
+    return "\n".join(lines)
+
+
+def python_of(source: str) -> str:
+    """Return a cell's text as plain Python: magics and shell lines do nothing.
+
+    A cell that is not Python at all (``%%bash``) becomes empty. What cannot be parsed comes back as
+    it is; running it will tell why.
+    """
+    try:
+        ast.parse(source)
+        return source
+    except _BROKEN:
+        pass
+    try:
+        text = _transformed(source)
+        tree = ast.parse(text)
+        if len(tree.body) == 1 and (magic := _magic(tree.body[0])) and magic[0]:
+            return python_of(magic[1]) if magic[0] in _BODY_MAGICS else ""
+        return _drop_magics(text, tree)
+    except Exception:  # IPython's tokenizer raises many things on what is not Python
+        return source
+
+
+def dump(source: str) -> str:
+    """Return what ``source`` means, without comments and layout; "" if it is not Python."""
+    try:
+        return ast.dump(ast.parse(source))
+    except _BROKEN:
+        return ""
+
+
+def quiet(source: str) -> str:
+    """Return ``source`` with its own calls of ``check`` and the like taken out."""
+    try:
+        nodes = [n for n in ast.parse(source).body if _talks(n)]
+    except _BROKEN:
+        return source
+    lines = source.splitlines()
+    for node in nodes:
+        for number in range(node.lineno - 1, node.end_lineno or node.lineno):
+            lines[number] = ""
+    return "\n".join(lines).rstrip("\n") if nodes else source
+
+
+def statements(source: str) -> list[Statement] | None:
+    """Return the statements of a cell that is plain Python, or None if it is not.
+
+    Calls of ``check``, ``hint``, ``progress`` and ``setup`` are left out.
+    """
+    try:
+        tree = ast.parse(source)
+        return list(_statements(source, tree))
+    except _BROKEN:
+        return None
+
+
+def _statements(source: str, tree: ast.Module) -> Iterator[Statement]:
+    lines = source.splitlines()
+    end, group = 0, []
+    for number, node in enumerate(tree.body):
+        group.append(node)
+        after = tree.body[number + 1] if number + 1 < len(tree.body) else None
+        if after is not None and _first_line(after) <= (node.end_lineno or 0):
+            continue  # joined by a semicolon
+        kept = [n for n in group if not _talks(n)]
+        text = "\n".join(lines[end : node.end_lineno]).strip("\n")
+        end, group = node.end_lineno or end, []
+        if kept:
+            yield _statement(text, kept)
+
+
+def _first_line(node: ast.stmt) -> int:
+    decorators = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(d.lineno for d in decorators)])
+
+
+def _talks(node: ast.stmt) -> bool:
+    """Whether a statement is ``check(...)`` and the like, alone or as ``f = check("id", f)``."""
+    value = getattr(node, "value", None)
+    if not isinstance(node, ast.Expr | ast.Assign) or not isinstance(value, ast.Call):
+        return False
+    return isinstance(value.func, ast.Name) and value.func.id in _COURSE
+
+
+def _statement(text: str, nodes: list[ast.stmt]) -> Statement:
+    binds: set[str] = set()
+    loads: set[str] = set()
+    star = False
+    code = ast.Module(nodes, [])
+    table = symtable.symtable(ast.unparse(code), "<cell>", "exec")
+    for symbol in table.get_symbols():
+        if symbol.is_assigned() or symbol.is_imported():
+            binds.add(symbol.get_name())
+    loads |= _taken(table, top=True)
+    for node in ast.walk(code):
+        if isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names):
+            star = True
+        elif isinstance(node, ast.AugAssign):
+            loads.add(_root(node.target))
+    if not all(isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for n in nodes):
+        binds |= _changed(nodes)
+    settings = {_setting(n) for n in nodes} - {""}
+    return Statement(
+        text,
+        frozenset(binds | settings) - {""},
+        frozenset(loads - {""}),
+        ast.dump(code),
+        star,
+        bool(settings),
+    )
+
+
+def _taken(table: symtable.SymbolTable, top: bool = False) -> set[str]:
+    """Return the names that a piece of code looks up in the module's namespace."""
+    names = {
+        s.get_name() for s in table.get_symbols() if s.is_referenced() and (top or s.is_global())
+    }
+    for child in table.get_children():
+        names |= _taken(child)
+    return names
+
+
+def _root(node: ast.AST) -> str:
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call | ast.Starred):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _changed(nodes: Iterable[ast.stmt]) -> set[str]:
+    """Return names whose values are changed: ``a.b = ``, ``a[0] = ``, ``a.append(...)``."""
+    found = set()
+    for top in nodes:
+        for node in ast.walk(top):
+            if isinstance(node, ast.Attribute | ast.Subscript) and not isinstance(
+                node.ctx, ast.Load
+            ):
+                found.add(_root(node))
+            elif (method := _method(node)) is not None and _root(method) not in _MODULES:
+                found.add(_root(method))
+    return found
+
+
+def _method(node: ast.AST) -> ast.Attribute | None:
+    """Return ``a.b`` of a statement ``a.b(...)``."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        function = node.value.func
+        return function if isinstance(function, ast.Attribute) else None
+    return None
+
+
+def _setting(node: ast.stmt) -> str:
+    """Return the module whose settings a statement changes, as ``torch.manual_seed(0)`` does."""
+    method = _method(node)
+    if method is not None and _root(method) in _MODULES and method.attr.startswith(_SETTINGS):
+        return _root(method)
+    return ""
+
+
+def needed(
+    pool: list[Statement], names: Iterable[str], own: Iterable[int] = ()
+) -> tuple[set[int], set[str]]:
+    """Return which statements of ``pool`` those ``names`` rest on, and every name in use.
+
+    ``own`` are the numbers of the student's statements: all kept where names are looked up by
+    string.
+    """
+    wanted, chosen = set(names), set()
+    own = set(own)
+    while True:
+        everything = bool(wanted & _BY_STRING)
+        more = {
+            number
+            for number, s in enumerate(pool)
+            if number not in chosen
+            and (s.binds & wanted or (number in own and (everything or s.star)))
+        }
+        if not more:
+            return chosen, wanted
+        chosen |= more
+        for number in more:
+            wanted |= pool[number].loads
