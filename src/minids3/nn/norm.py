@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from minids3.ops.norm import rms_norm
 
 __all__ = ["RMSNorm"]
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation of the last axis with a learned scale.
-
-    Same numbers as ``minids3.ref.norm.rms_norm_ref``, through PyTorch's fused function.
-    """
+    """Root-mean-square normalisation of the last axis with a learned scale."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -22,4 +20,4 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x [..., D]``; dtype and shape are kept."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)

@@ -1,29 +1,14 @@
-"""Rotary position embedding, the version the model runs, and what a configuration says of it."""
+"""Rotary position embedding as a model's configuration wants it; ``ops.rope`` turns the pairs."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from minids3.config import ModelConfig
-from minids3.ref.rope import apply_rope_ref, rope_tables, yarn_frequencies, yarn_mscale
+from minids3.ops.rope import apply_rope
+from minids3.ref.rope import rope_tables, yarn_frequencies, yarn_mscale
 
 __all__ = ["apply_rope", "attention_scale", "model_rope_tables"]
-
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True) -> Tensor:
-    """Rotate every pair of channels of ``x`` by its position's angle.
-
-    Arguments, result and errors are those of ``minids3.ref.rope.apply_rope_ref``. Interleaved fp32
-    pairs are complex numbers already lying in memory, so one complex product replaces four real
-    ones and a re-stacking; every other case goes through the reference.
-    """
-    if not interleaved or x.dtype != torch.float32 or x.device.type == "mps":
-        return apply_rope_ref(x, cos, sin, interleaved)
-    if x.storage_offset() % 2 or any(stride % 2 for stride in x.stride()[:-1]):
-        x = x.contiguous()  # a pair that starts at an odd address is no complex number
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
 
 
 def model_rope_tables(cfg: ModelConfig) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,173 @@
+"""Cross-entropy over a large vocabulary, loss and gradient from one launch.
+
+A row of V3's logits has 129,280 numbers, and a plain implementation reads or writes it about five
+times. Here a program takes a row, walks over it once for the maximum and the sum of exponentials
+together (the online softmax of ``kernels/softmax.py``), and a second time, while the row still lies
+in the L2 cache, to write softmax - onehot, the gradient. Written over the logits it needs no memory
+of its own.
+
+The gradient is that of the mean, for a gradient 1 of the loss. ``scale_`` multiplies it by the real
+one afterwards, and touches nothing if that is 1, which it usually is.
+"""
+
+# ruff: noqa: ANN001, ANN202  (kernels' arguments have no Python types)
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minids3.kernels.compile import Spec
+from minids3.kernels.language import jit, tl
+from minids3.kernels.launch import cdiv, check_tensors
+
+__all__ = ["SPECS", "cross_entropy_fwd_bwd", "scale_"]
+
+_LONGEST_BLOCK = 8192
+_SCALE_BLOCK = 4096
+
+
+@jit
+def _cross_entropy_kernel(
+    logits_ptr,
+    targets_ptr,
+    counted_ptr,
+    loss_ptr,
+    grad_ptr,
+    n_cols,
+    ignore_index,
+    GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    base = row * n_cols
+    target = tl.load(targets_ptr + row)
+    if target == ignore_index:
+        tl.store(loss_ptr + row, 0.0)
+        if GRADIENT:
+            for start in range(0, n_cols, BLOCK):
+                col = start + tl.arange(0, BLOCK)
+                zero = tl.zeros((BLOCK,), tl.float32)
+                tl.store(grad_ptr + base + col, zero, mask=col < n_cols)
+    else:
+        biggest = -float("inf")
+        total = 0.0
+        for start in range(0, n_cols, BLOCK):
+            col = start + tl.arange(0, BLOCK)
+            x = tl.load(logits_ptr + base + col, mask=col < n_cols, other=-float("inf"))
+            x = x.to(tl.float32)
+            new = tl.maximum(biggest, tl.max(x, 0))
+            shift = tl.where(new == -float("inf"), 0.0, new)
+            total = total * tl.exp(biggest - shift) + tl.sum(tl.exp(x - shift), 0)
+            biggest = new
+        # Read before the gradient may overwrite it. A target outside the vocabulary gives NaN.
+        valid = (target >= 0) & (target < n_cols)
+        chosen = tl.load(logits_ptr + base + target, mask=valid, other=float("nan"))
+        log_total = biggest + tl.log(total)
+        tl.store(loss_ptr + row, log_total - chosen.to(tl.float32))
+        if GRADIENT:
+            share = 1.0 / tl.load(counted_ptr).to(tl.float32)
+            share = tl.where(valid, share, float("nan"))
+            tl.debug_barrier()  # every thread has read its logits
+            for start in range(0, n_cols, BLOCK):
+                col = start + tl.arange(0, BLOCK)
+                x = tl.load(logits_ptr + base + col, mask=col < n_cols, other=-float("inf"))
+                probability = tl.exp(x.to(tl.float32) - log_total)
+                grad = (probability - tl.where(col == target, 1.0, 0.0)) * share
+                tl.store(grad_ptr + base + col, grad, mask=col < n_cols)
+
+
+@jit
+def _scale_kernel(x_ptr, factor_ptr, n, BLOCK: tl.constexpr):
+    factor = tl.load(factor_ptr).to(tl.float32)
+    if factor != 1.0:
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + i, mask=i < n, other=0.0).to(tl.float32)
+        tl.store(x_ptr + i, x * factor, mask=i < n)
+
+
+def cross_entropy_fwd_bwd(
+    logits: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    *,
+    gradient: bool = True,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Mean negative log-probability of the targets, and its gradient.
+
+    Args:
+        logits: ``[N, V]``, any floating dtype.
+        targets: ``[N]`` int64.
+        ignore_index: targets with this value count neither in the sum nor in the mean.
+        gradient: whether to compute it.
+        in_place: write the gradient over the logits, which are lost.
+
+    Returns:
+        The loss, a scalar in fp32: NaN if no target counts or one lies outside the vocabulary,
+        since finding out would stall the GPU. The gradient ``[N, V]`` in the dtype of ``logits``,
+        or None.
+
+    Raises:
+        ValueError: shapes do not fit, targets are not int64, or a tensor is not contiguous.
+    """
+    if logits.dim() != 2 or targets.shape != logits.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"logits {list(logits.shape)} must be [N, V] and targets [N] int64, "
+            f"not {list(targets.shape)} {targets.dtype}"
+        )
+    check_tensors(logits=logits, targets=targets)
+    n_rows, n_cols = logits.shape
+    counted = (targets != ignore_index).sum()
+    loss = torch.empty(n_rows, dtype=torch.float32, device=logits.device)
+    grad = (logits if in_place else torch.empty_like(logits)) if gradient else None
+    if logits.numel():
+        block = min(1 << (n_cols - 1).bit_length(), _LONGEST_BLOCK)
+        _cross_entropy_kernel[(n_rows,)](
+            logits,
+            targets,
+            counted,
+            loss,
+            logits if grad is None else grad,
+            n_cols,
+            ignore_index,
+            GRADIENT=gradient,
+            BLOCK=block,
+            num_warps=min(max(block // 512, 1), 16),
+        )
+    return loss.sum() / counted, grad
+
+
+def scale_(x: Tensor, factor: Tensor) -> Tensor:
+    """Multiply ``x`` in place by a scalar tensor; costs nothing if it holds 1. Returns ``x``."""
+    check_tensors(x=x, factor=factor)
+    if x.numel():
+        _scale_kernel[(cdiv(x.numel(), _SCALE_BLOCK),)](x, factor, x.numel(), BLOCK=_SCALE_BLOCK)
+    return x
+
+
+SPECS = (
+    Spec(
+        "cross_entropy",
+        _cross_entropy_kernel,
+        {
+            "logits_ptr": "*bf16",
+            "targets_ptr": "*i64",
+            "counted_ptr": "*i64",
+            "loss_ptr": "*fp32",
+            "grad_ptr": "*bf16",
+            "n_cols": "i32",
+            "ignore_index": "i32",
+        },
+        {"GRADIENT": True, "BLOCK": _LONGEST_BLOCK},
+        num_warps=16,
+        divisible=("n_cols",),
+        expects={"sm_90": r"ld\.global\.v4\.b32"},
+    ),
+    Spec(
+        "scale",
+        _scale_kernel,
+        {"x_ptr": "*bf16", "factor_ptr": "*fp32", "n": "i32"},
+        {"BLOCK": _SCALE_BLOCK},
+        divisible=("n",),
+    ),
+)
