@@ -7,6 +7,9 @@ own expert's matrix; combine brings the rows back and sums the K of each token.
 Both moves are permutations, and the gradient of a permutation is its inverse. Saying so (the two
 ``Function`` classes) turns scattered additions into plain reads, which are faster and always sum in
 the same order. The alternative, ``index_add``, is one line shorter and non-deterministic on GPUs.
+
+``backend`` is ``"ref"``, plain PyTorch; ``"triton"``; or ``"auto"``: Triton for CUDA tensors, but
+PyTorch's own grouped kernel for products in BF16 where this version has one.
 """
 
 from __future__ import annotations
@@ -17,6 +20,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from minids3.ops.backend import use_triton
 
 __all__ = ["Dispatch", "combine", "dispatch", "grouped_mm", "plan_dispatch"]
 
@@ -43,13 +49,17 @@ def plan_dispatch(indices: Tensor, n_experts: int) -> Dispatch:
     return Dispatch(order, inverse, torch.bincount(flat, minlength=n_experts))
 
 
-def dispatch(x: Tensor, plan: Dispatch) -> Tensor:
+def dispatch(x: Tensor, plan: Dispatch, *, backend: str = "auto") -> Tensor:
     """Copy each token to its K rows, in the order of the experts: ``[N, D] -> [N*K, D]``."""
+    if use_triton(x, backend):
+        return _DispatchTriton.apply(x, plan.inverse)
     return _DispatchFunction.apply(x, plan.order, plan.inverse)
 
 
-def combine(y: Tensor, weights: Tensor, plan: Dispatch) -> Tensor:
+def combine(y: Tensor, weights: Tensor, plan: Dispatch, *, backend: str = "auto") -> Tensor:
     """Bring rows back to their tokens and sum them by weight: ``[N*K, D], [N, K] -> [N, D]``."""
+    if use_triton(y, backend):
+        return _CombineTriton.apply(y, weights, plan.inverse)
     return _CombineFunction.apply(y, weights, plan.order, plan.inverse)
 
 
@@ -83,24 +93,89 @@ class _CombineFunction(torch.autograd.Function):
         return grad_rows, grad_weights, None, None
 
 
-def grouped_mm(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+class _DispatchTriton(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inverse: Tensor) -> Tensor:
+        from minids3.kernels.moe import permute
+
+        ctx.save_for_backward(inverse)
+        ctx.top_k = max(inverse.numel() // max(x.shape[0], 1), 1)
+        return permute(x.contiguous(), inverse=inverse, top_k=ctx.top_k)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        from minids3.kernels.moe import unpermute
+
+        (inverse,) = ctx.saved_tensors
+        return unpermute(grad.contiguous(), None, inverse=inverse, top_k=ctx.top_k), None
+
+
+class _CombineTriton(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weights: Tensor, inverse: Tensor) -> Tensor:
+        from minids3.kernels.moe import unpermute
+
+        y, weights = y.contiguous(), weights.contiguous()
+        ctx.save_for_backward(y, weights, inverse)
+        return unpermute(y, weights, inverse=inverse, top_k=weights.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        from minids3.kernels.moe import combine_bwd
+
+        y, weights, inverse = ctx.saved_tensors
+        return *combine_bwd(grad.contiguous(), y, weights, inverse=inverse), None
+
+
+def grouped_mm(x: Tensor, weight: Tensor, counts: Tensor, *, backend: str = "auto") -> Tensor:
     """Multiply each expert's rows by its own matrix, transposed as in ``F.linear``.
 
-    BF16 on a GPU goes through PyTorch's grouped kernel where this version has one: a single launch,
-    and the counts never leave the device. Elsewhere it is a loop over the experts that have rows.
+    On a GPU it is a single launch and the counts never leave the device, by PyTorch's kernel or by
+    ours. Elsewhere it is a loop over the experts that have rows.
 
     Args:
         x: ``[M, in]``, rows sorted by expert.
         weight: ``[E, out, in]``.
         counts: ``[E]`` int64, rows per expert, summing to M.
+        backend: ``"auto"``, ``"ref"`` (the loop) or ``"triton"``.
 
     Returns:
         ``[M, out]`` in the dtype of ``x``.
     """
-    if x.is_cuda and x.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
+    if backend == "auto" and x.is_cuda and x.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
         offsets = counts.cumsum(0).to(torch.int32)
         return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets)
+    if use_triton(x, backend):
+        return _GroupedTriton.apply(x, weight, counts)
     return _GroupedMM.apply(x, weight, tuple(counts.tolist()))
+
+
+class _GroupedTriton(torch.autograd.Function):
+    """One launch forward, one for each gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+        from minids3.kernels.grouped import grouped_gemm_nt
+
+        x, weight = x.contiguous(), weight.contiguous()
+        ctx.save_for_backward(x, weight, counts)
+        return grouped_gemm_nt(x, weight, counts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        from minids3.kernels.grouped import grouped_gemm_nn, grouped_wgrad
+
+        x, weight, counts = ctx.saved_tensors
+        grad = grad.contiguous()
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        return (
+            grouped_gemm_nn(grad, weight, counts) if need_x else None,
+            grouped_wgrad(grad, x, counts) if need_weight else None,
+            None,
+        )
 
 
 class _GroupedMM(torch.autograd.Function):

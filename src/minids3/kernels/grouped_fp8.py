@@ -1,0 +1,332 @@
+"""Grouped products of scaled E4M3 numbers: forward, input gradient, weight gradient.
+
+As in ``kernels.grouped`` each program finds its expert by itself. As in ``kernels.gemm`` each block
+of 128 along the summed dimension is multiplied on its own, scaled in fp32 and then added: that is
+also the promotion that Hopper's short accumulators need (TR section 3.3.2).
+
+For the weight gradient the summed dimension is the rows, so scales stand for 128 rows of a channel.
+Such a tile must not mix two experts: ``moe_quant.grouped_quant_transposed`` sees to that.
+"""
+
+# ruff: noqa: ANN001, ANN202  (kernels' arguments have no Python types)
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minids3.kernels.compile import Spec
+from minids3.kernels.fp8 import decode_e4m3
+from minids3.kernels.grouped import find_tile, most_tiles, place_of, power_of_two_from
+from minids3.kernels.language import jit, tl
+from minids3.kernels.launch import cdiv, check_tensors, fp8_mode
+
+__all__ = ["SPECS", "fp8_grouped_gemm_nt", "fp8_grouped_wgrad"]
+
+TILE = 128  # rows, columns or channels that share a scale
+
+
+@jit
+def _fp8_grouped_gemm_kernel(
+    a_ptr,
+    a_scale_ptr,
+    b_ptr,
+    b_scale_ptr,
+    counts_ptr,
+    y_ptr,
+    m_tiles,
+    n_experts,
+    N,
+    K,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    E_PAD: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    NATIVE: tl.constexpr,
+):
+    tile, n_tile = place_of(tl.program_id(0), m_tiles, tl.cdiv(N, BLOCK_N), GROUP_M)
+    expert, first, end = find_tile(counts_ptr, tile, n_experts, BLOCK_M, E_PAD)
+    if expert >= n_experts:
+        return
+    k_tiles = tl.cdiv(K, 128)
+    rows = first + tl.arange(0, BLOCK_M)
+    columns = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    row_at = tl.minimum(rows, end - 1).to(tl.int64)
+    column_at = tl.minimum(columns, N - 1).to(tl.int64)
+    wide = expert.to(tl.int64)
+    a_at = a_ptr + row_at[:, None] * K + k[None, :]
+    b_at = b_ptr + wide * N * K + column_at[None, :] * K + k[:, None]
+    a_scale_at = a_scale_ptr + row_at * k_tiles
+    # BLOCK_N and BLOCK_K divide 128: one scale of b for a tile, one of a for each of its rows.
+    b_scale_at = b_scale_ptr + (wide * tl.cdiv(N, 128) + n_tile * BLOCK_N // 128) * k_tiles
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for at in range(0, K, BLOCK_K):
+        if EVEN_K:
+            a, b = tl.load(a_at), tl.load(b_at)
+        else:
+            a = tl.load(a_at, mask=(k < K - at)[None, :], other=0.0)
+            b = tl.load(b_at, mask=(k < K - at)[:, None], other=0.0)
+        if not NATIVE:
+            a, b = decode_e4m3(a), decode_e4m3(b)
+        scale = tl.load(a_scale_at + at // 128) * tl.load(b_scale_at + at // 128)
+        total += tl.dot(a, b) * scale[:, None]
+        a_at += BLOCK_K
+        b_at += BLOCK_K
+    y_at = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
+    inside = (rows < end)[:, None] & (columns < N)[None, :]
+    tl.store(y_at, total.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@jit
+def _fp8_grouped_wgrad_kernel(
+    g_ptr,
+    g_scale_ptr,
+    x_ptr,
+    x_scale_ptr,
+    counts_ptr,
+    dw_ptr,
+    row_tiles,
+    n_experts,
+    N,
+    K,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    E_PAD: tl.constexpr,
+    NATIVE: tl.constexpr,
+):
+    expert = tl.program_id(1)
+    n_tile = tl.program_id(0) % tl.cdiv(N, BLOCK_N)
+    k_tile = tl.program_id(0) // tl.cdiv(N, BLOCK_N)
+    e = tl.arange(0, E_PAD)
+    counts = tl.load(counts_ptr + e, mask=e < n_experts, other=0).to(tl.int32)
+    tiles = (counts + 127) // 128
+    start = tl.sum(tl.where(e < expert, tiles, 0))
+    end = start + tl.sum(tl.where(e == expert, tiles, 0))
+    n = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = k_tile * BLOCK_K + tl.arange(0, BLOCK_K)
+    r = tl.arange(0, BLOCK_R)
+    n_at, k_at = tl.minimum(n, N - 1).to(tl.int64), tl.minimum(k, K - 1).to(tl.int64)
+    g_at = g_ptr + n_at[:, None] * (row_tiles * 128) + start * 128 + r[None, :]
+    x_at = x_ptr + k_at[None, :] * (row_tiles * 128) + start * 128 + r[:, None]
+    g_scale_at = g_scale_ptr + n_at * row_tiles
+    x_scale_at = x_scale_ptr + k_at * row_tiles
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    for at in range(start * 128, end * 128, BLOCK_R):
+        g, x = tl.load(g_at), tl.load(x_at)
+        if not NATIVE:
+            g, x = decode_e4m3(g), decode_e4m3(x)
+        g_scale, x_scale = tl.load(g_scale_at + at // 128), tl.load(x_scale_at + at // 128)
+        total += tl.dot(g, x) * g_scale[:, None] * x_scale[None, :]
+        g_at += BLOCK_R
+        x_at += BLOCK_R
+    dw_at = dw_ptr + expert.to(tl.int64) * N * K + n.to(tl.int64)[:, None] * K + k[None, :]
+    inside = (n < N)[:, None] & (k < K)[None, :]
+    tl.store(dw_at, total.to(dw_ptr.dtype.element_ty), mask=inside)
+
+
+def fp8_grouped_gemm_nt(
+    a: Tensor,
+    a_scale: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    counts: Tensor,
+    out_dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """``grouped_gemm_nt`` of scaled E4M3 numbers (TR section 3.3): forward and input gradient.
+
+    Each block of 128 along K is multiplied on its own, scaled in fp32 and then added, which is also
+    the promotion that Hopper's short accumulators need.
+
+    Args:
+        a: ``[M, K]`` float8_e4m3fn, rows sorted by expert.
+        a_scale: ``[M, ceil(K / 128)]`` fp32.
+        b: ``[E, N, K]`` float8_e4m3fn; for the input gradient the transposed weights.
+        b_scale: ``[E, ceil(N / 128), ceil(K / 128)]`` fp32.
+        counts: ``[E]`` as in ``grouped_gemm_nt``.
+        out_dtype: of the result.
+
+    Returns:
+        ``[M, N]``.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or a tensor is not contiguous.
+    """
+    check_tensors(a=a, a_scale=a_scale, b=b, b_scale=b_scale, counts=counts)
+    _check_fp8(a=a, b=b)
+    if a.ndim != 2 or b.ndim != 3 or counts.shape != b.shape[:1] or a.shape[1] != b.shape[2]:
+        raise ValueError(
+            f"a {list(a.shape)}, b {list(b.shape)}, counts {list(counts.shape)}: expected [M, K], "
+            "[E, N, K] and [E]"
+        )
+    (m, k), (n_experts, n, _) = a.shape, b.shape
+    _check_scale("a_scale", a_scale, (m, cdiv(k, TILE)))
+    _check_scale("b_scale", b_scale, (n_experts, cdiv(n, TILE), cdiv(k, TILE)))
+    out = torch.empty(m, n, device=a.device, dtype=out_dtype)
+    if k == 0 or n_experts == 0:
+        return out.zero_()
+    if out.numel() == 0:
+        return out
+    native = fp8_mode(a.device) == "native"
+    tile = _fp8_config(a.device, native)
+    if native and m < 64 * n_experts:  # small experts: tall tiles would be mostly padding
+        tile = (64, 128, 128, 4, 3)
+    block_m, block_n, block_k, warps, stages = tile
+    if not native:
+        a, b = a.view(torch.uint8), b.view(torch.uint8)
+    m_tiles = most_tiles(m, n_experts, block_m)
+    _fp8_grouped_gemm_kernel[(m_tiles * cdiv(n, block_n),)](
+        a,
+        a_scale,
+        b,
+        b_scale,
+        counts,
+        out,
+        m_tiles,
+        n_experts,
+        n,
+        k,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        E_PAD=power_of_two_from(n_experts),
+        GROUP_M=8,
+        EVEN_K=k % block_k == 0,
+        NATIVE=native,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return out
+
+
+def fp8_grouped_wgrad(
+    grad: Tensor,
+    grad_scale: Tensor,
+    x: Tensor,
+    x_scale: Tensor,
+    counts: Tensor,
+    out_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Gradient of each expert's matrix from operands of ``grouped_quant_transposed``.
+
+    Args:
+        grad: ``[N, T * 128]`` float8_e4m3fn, T the most tiles of 128 rows that there can be.
+        grad_scale: ``[N, T]`` fp32.
+        x: ``[K, T * 128]`` and x_scale ``[K, T]``, likewise.
+        counts: ``[E]`` rows per expert; expert e has the next ceil(counts[e] / 128) tiles.
+        out_dtype: of the result.
+
+    Returns:
+        ``[E, N, K]``, zero for experts without rows.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or a tensor is not contiguous.
+    """
+    check_tensors(grad=grad, grad_scale=grad_scale, x=x, x_scale=x_scale, counts=counts)
+    _check_fp8(grad=grad, x=x)
+    if grad.ndim != 2 or x.ndim != 2 or grad.shape[1] != x.shape[1] or x.shape[1] % TILE:
+        raise ValueError(
+            f"grad {list(grad.shape)} and x {list(x.shape)}: expected [N, T * 128] and "
+            "[K, T * 128] as grouped_quant_transposed makes them"
+        )
+    n, k, tiles, n_experts = grad.shape[0], x.shape[0], x.shape[1] // TILE, counts.numel()
+    _check_scale("grad_scale", grad_scale, (n, tiles))
+    _check_scale("x_scale", x_scale, (k, tiles))
+    out = torch.empty(n_experts, n, k, device=x.device, dtype=out_dtype)
+    if out.numel() == 0:
+        return out
+    native = fp8_mode(x.device) == "native"
+    block_n, block_k, block_r, warps, stages = _fp8_config(x.device, native)
+    if native and torch.cuda.get_device_capability(x.device)[0] != 9:
+        block_k = 64  # elsewhere 128 x 128 sums, twice over, do not fit in the registers
+    if not native:
+        grad, x = grad.view(torch.uint8), x.view(torch.uint8)
+    _fp8_grouped_wgrad_kernel[(cdiv(n, block_n) * cdiv(k, block_k), n_experts)](
+        grad,
+        grad_scale,
+        x,
+        x_scale,
+        counts,
+        out,
+        tiles,
+        n_experts,
+        n,
+        k,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        BLOCK_R=block_r,
+        E_PAD=power_of_two_from(n_experts),
+        NATIVE=native,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return out
+
+
+def _fp8_config(device: torch.device, native: bool) -> tuple[int, int, int, int, int]:
+    """Three sides of a tile, warps, stages; the third side divides 128."""
+    if native:
+        return 128, 128, 128, 8, 3
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return 64, 64, 16, 4, 2
+    return 64, 64, 128, 4, 2
+
+
+def _check_fp8(**tensors: Tensor) -> None:
+    for name, t in tensors.items():
+        if t.dtype != torch.float8_e4m3fn:
+            raise ValueError(f"{name} is {t.dtype}, expected float8_e4m3fn: quantise it first")
+
+
+def _check_scale(name: str, scale: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(scale.shape) != shape or scale.dtype != torch.float32:
+        raise ValueError(
+            f"{name} is {list(scale.shape)} {scale.dtype}, expected {list(shape)} float32"
+        )
+
+
+_NATIVE = ("sm_89", "sm_90", "sm_100")
+_CORES = {"sm_89": r"mma\.sync.*e4m3", "sm_90": r"wgmma.*e4m3", "sm_100": r"tcgen05\.mma"}
+_CORES |= {"sm_80": r"mma\.sync.*f16"}
+
+
+def _spec(
+    name: str, tile: tuple[int, ...], targets: tuple[str, ...], even: bool | None = None
+) -> Spec:
+    kind = "*fp8e4nv" if targets[0] in _NATIVE else "*u8"
+    integers = {"n_experts": "i32", "N": "i32", "K": "i32", "counts_ptr": "*i64"}
+    signature = {"x_scale_ptr": "*fp32", "g_scale_ptr": "*fp32", "dw_ptr": "*fp32"}
+    signature |= {"g_ptr": kind, "x_ptr": kind, "row_tiles": "i32", **integers}
+    kernel, names = _fp8_grouped_wgrad_kernel, ("BLOCK_N", "BLOCK_K", "BLOCK_R")
+    extra: dict[str, Any] = {"E_PAD": 256, "NATIVE": kind == "*fp8e4nv"}
+    if even is not None:
+        signature = {"a_ptr": kind, "a_scale_ptr": "*fp32", "b_ptr": kind, "b_scale_ptr": "*fp32"}
+        signature |= {"y_ptr": "*bf16", "m_tiles": "i32", **integers}
+        kernel, names = _fp8_grouped_gemm_kernel, ("BLOCK_M", "BLOCK_N", "BLOCK_K")
+        extra |= {"GROUP_M": 8, "EVEN_K": even}
+    constexprs = {**dict(zip(names, tile, strict=False)), **extra}
+    expects = {} if targets == ("sm_75",) else _CORES
+    divisible = ("N", "K")
+    return Spec(
+        name, kernel, signature, constexprs, *tile[3:], divisible, expects=expects, targets=targets
+    )
+
+
+_LARGE, _LOW, _NARROW = (128, 128, 128, 8, 3), (64, 128, 128, 4, 3), (128, 64, 128, 8, 3)
+_A100, _T4 = (64, 64, 128, 4, 2), (64, 64, 16, 4, 2)
+SPECS = (
+    _spec("fp8_grouped_gemm", _LARGE, _NATIVE, True),
+    _spec("fp8_grouped_gemm_ragged", _LARGE, _NATIVE, False),
+    _spec("fp8_grouped_gemm_low", _LOW, _NATIVE, True),
+    _spec("fp8_grouped_gemm_a100", _A100, ("sm_80",), True),
+    _spec("fp8_grouped_gemm_t4", _T4, ("sm_75",), True),
+    _spec("fp8_grouped_gemm_t4_ragged", _T4, ("sm_75",), False),
+    _spec("fp8_grouped_wgrad_h100", _LARGE, ("sm_90",)),
+    _spec("fp8_grouped_wgrad", _NARROW, _NATIVE),
+    _spec("fp8_grouped_wgrad_a100", _A100, ("sm_80",)),
+    _spec("fp8_grouped_wgrad_t4", _T4, ("sm_75",)),
+)
