@@ -46,7 +46,11 @@ def plan_dispatch(indices: Tensor, n_experts: int) -> Dispatch:
     order = flat.argsort(stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(order.numel(), device=order.device)
-    return Dispatch(order, inverse, torch.bincount(flat, minlength=n_experts))
+    if not flat.is_cuda:
+        return Dispatch(order, inverse, torch.bincount(flat, minlength=n_experts))
+    # bincount would wait for the GPU, to learn how long its result is.
+    starts = torch.searchsorted(flat[order], torch.arange(n_experts + 1, device=flat.device))
+    return Dispatch(order, inverse, starts.diff())
 
 
 def dispatch(x: Tensor, plan: Dispatch, *, backend: str = "auto") -> Tensor:
