@@ -277,7 +277,7 @@ def test_rows_out_and_back(device, guard, n, k, d):
     plan = plan_dispatch(indices, 9)
     x, y = randn(n, d, device=device), randn(n * k, d, device=device)
     rows = moe.permute(x, inverse=plan.inverse, top_k=k)
-    back = moe.unpermute(y, weights, inverse=plan.inverse, top_k=k)
+    back = moe.unpermute(y, weights, plan.inverse)
     grad = randn(n, d, device=device, seed=5)
     grad_y, grad_weights = moe.combine_bwd(grad, y, weights, inverse=plan.inverse)
     assert guard.intact()
@@ -305,7 +305,7 @@ def test_no_tokens(device):
     x = randn(0, 8, device=device)
     assert moe.permute(x, inverse=none, top_k=2).shape == (0, 8)
     weights = randn(0, 2, device=device)
-    assert moe.unpermute(x, weights, inverse=none, top_k=2).shape == (0, 8)
+    assert moe.unpermute(x, weights, none).shape == (0, 8)
     assert moe.combine_bwd(x, x, weights, inverse=none)[0].shape == (0, 8)
 
 

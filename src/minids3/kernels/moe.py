@@ -139,14 +139,16 @@ def permute(x: Tensor, *, inverse: Tensor, top_k: int) -> Tensor:
     return out
 
 
-def unpermute(y: Tensor, weights: Tensor | None, *, inverse: Tensor, top_k: int) -> Tensor:
+def unpermute(
+    y: Tensor, weights: Tensor | None, inverse: Tensor, top_k: int | None = None
+) -> Tensor:
     """Sum each token's K rows, by weight if there are weights: ``[N*K, D] -> [N, D]``.
 
     Args:
         y: ``[N*K, D]`` fp32, fp16 or bf16.
         weights: ``[N, K]`` of any floating dtype, or None for a plain sum.
         inverse: as in ``permute``.
-        top_k: K.
+        top_k: K; needed only without weights.
 
     Returns:
         ``[N, D]`` in the dtype of ``y``, summed in fp32 in the order of the slots.
@@ -155,6 +157,10 @@ def unpermute(y: Tensor, weights: Tensor | None, *, inverse: Tensor, top_k: int)
         ValueError: shapes do not fit, or a tensor is not contiguous.
     """
     check_tensors(y=y, weights=weights, inverse=inverse)
+    if top_k is None:
+        if weights is None:
+            raise ValueError("without weights, top_k says how many rows a token has")
+        top_k = weights.shape[-1]
     n = inverse.numel() // max(top_k, 1)
     if y.ndim != 2 or y.shape[0] != inverse.numel() or n * top_k != y.shape[0]:
         raise ValueError(

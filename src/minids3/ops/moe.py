@@ -112,7 +112,7 @@ class _DispatchTriton(torch.autograd.Function):
         from minids3.kernels.moe import unpermute
 
         (inverse,) = ctx.saved_tensors
-        return unpermute(grad.contiguous(), None, inverse=inverse, top_k=ctx.top_k), None
+        return unpermute(grad.contiguous(), None, inverse, ctx.top_k), None
 
 
 class _CombineTriton(torch.autograd.Function):
@@ -122,7 +122,7 @@ class _CombineTriton(torch.autograd.Function):
 
         y, weights = y.contiguous(), weights.contiguous()
         ctx.save_for_backward(y, weights, inverse)
-        return unpermute(y, weights, inverse=inverse, top_k=weights.shape[1])
+        return unpermute(y, weights, inverse)
 
     @staticmethod
     @once_differentiable
