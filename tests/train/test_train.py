@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from minids3.config import get_config
 from minids3.model import Transformer
+from minids3.nn import to_float8
 from minids3.train import (
     CheckpointError,
     TrainConfig,
@@ -21,6 +22,7 @@ from minids3.train import (
     lr_at,
 )
 from minids3.train.history import History
+from minids3.train.optim import Bf16AdamW
 
 
 class CountingTask:
@@ -258,3 +260,79 @@ def test_the_progress_bar_does_not_flood_a_notebook(monkeypatch):
     model = Transformer(get_config("tiny"))
     Trainer(model, TrainConfig(steps=1, lr=1e-3), CountingTask()).fit()
     assert seen["mininterval"] >= 0.5
+
+
+def test_bf16_moments_follow_pytorchs_adamw():
+    runs = {}
+    for moments in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        model = Transformer(get_config("tiny"))
+        optimizer = build_optimizer(model, 1e-3, moments=moments)
+        for step in range(20):
+            optimizer.zero_grad()
+            model.loss(*CountingTask().batch(step)).backward()
+            optimizer.step()
+        runs[moments] = model, optimizer
+    torch.manual_seed(0)
+    start = Transformer(get_config("tiny"))
+    for p, a, b in zip(
+        start.parameters(), runs["fp32"][0].parameters(), runs["bf16"][0].parameters(), strict=True
+    ):
+        assert b.dtype == torch.float32
+        assert (a - b).norm() < 0.02 * (a - p).norm()  # of the way that was gone
+        assert not torch.equal(a, b)
+    for slots in runs["bf16"][1].state.values():
+        assert slots["exp_avg"].dtype == slots["exp_avg_sq"].dtype == torch.bfloat16
+
+
+def test_bf16_adamw_without_rounding_is_pytorchs():
+    """Steps from zero moments whose values BF16 holds exactly: the arithmetic is the same."""
+    weight = torch.linspace(-1, 1, 8).view(2, 4)
+    grad = torch.tensor([[1.0, -2.0, 0.5, 4.0], [0.0, 8.0, -0.25, 1.0]])
+    found = []
+    for kind in (torch.optim.AdamW, Bf16AdamW):
+        p = torch.nn.Parameter(weight.clone())
+        optimizer = kind([p], lr=0.1, betas=(0.5, 0.5), eps=1e-8, weight_decay=0.3)
+        for _ in range(3):  # halves of small powers of two stay exact
+            p.grad = grad.clone()
+            optimizer.step()
+        found.append(p.detach())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="lr=-1"):
+        Bf16AdamW([torch.nn.Parameter(weight)], lr=-1)
+    with pytest.raises(ValueError, match="unknown; choose fp32 or bf16"):
+        build_optimizer(Transformer(get_config("tiny")), 1e-3, moments="fp8")
+
+
+def test_bf16_moments_resume_bit_for_bit_and_are_half_as_large(tmp_path):
+    whole = trainer(moments="bf16")
+    whole.fit(progress=False)
+    trainer(tmp_path, moments="bf16").fit(until=6, progress=False)
+    second = trainer(seed=9, moments="bf16")
+    second.resume(latest_checkpoint(tmp_path))
+    assert (
+        second.optimizer.state[next(second.model.parameters())]["exp_avg"].dtype == torch.bfloat16
+    )
+    second.fit(progress=False)
+    assert same_weights(whole.model, second.model)
+    with pytest.raises(CheckpointError, match="moments"):
+        trainer().resume(latest_checkpoint(tmp_path))
+
+
+def test_fp8_training_resumes_bit_for_bit_from_fp32_masters(tmp_path):
+    def fp8_run(out_dir=None, seed=0):
+        run = trainer(out_dir, seed)
+        to_float8(run.model)  # parameters stay the same objects: the optimizer goes on with them
+        return run
+
+    whole = fp8_run()
+    whole.fit(progress=False)
+    fp8_run(tmp_path).fit(until=6, progress=False)
+    folder = latest_checkpoint(tmp_path)
+    second = fp8_run(seed=7)
+    second.resume(folder)
+    second.fit(progress=False)
+    assert same_weights(whole.model, second.model)
+    assert all(t.dtype == torch.float32 for t in second.model.parameters())
+    plain = trainer(seed=8)
+    plain.resume(folder)  # and the checkpoint is that of a plain model

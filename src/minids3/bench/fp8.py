@@ -1,8 +1,10 @@
 """Training in FP8 against training in BF16, and what happens without parts of the recipe.
 
-The 11M model ``mini`` without its MTP module, the same start and the same batches for every recipe
-of a seed, so that runs of a seed differ in rounding alone. ``fp32`` rounds nothing; its distance
-from ``bf16`` says how far two runs drift apart over a difference that nobody worries about.
+Two experiments. ``"scratch"``: a small MLA + MoE model from its first step, where the loss falls
+steeply and two runs drift apart over any difference at all. ``"continued"``: the shipped dense model
+trained on, where the loss is flat and small differences can be seen. Within an experiment, the runs
+of a seed have the same start and the same batches and differ in rounding alone. ``fp32`` rounds
+nothing: its distance from ``bf16`` says how much of a gap means nothing.
 
 Every finished run is written at once to ``data/bench/fp8.json``; the command goes on from there if
 the settings are the same. About 40 minutes on one CPU core.
@@ -23,20 +25,38 @@ from minids3.bench.records import record, record_path, recorded
 from minids3.bench.timing import alternate, environment
 from minids3.config import get_config
 from minids3.data import PackedBatches, entropy_floor, load_split
-from minids3.model import Transformer
+from minids3.model import Transformer, load_shipped
 from minids3.nn.linear import Float8Experts, Float8Linear, to_float8
 from minids3.ops.gemm import BF16_BASELINE, Float8Recipe
 from minids3.ref.quant import block_dequantize_ref, block_quantize_ref
 from minids3.train import TrainConfig, Trainer, evaluate
 
-__all__ = ["RECIPES", "SEEDS", "TRAIN", "gaps", "run", "train_once"]
+__all__ = ["EXPERIMENTS", "RECIPES", "SEEDS", "gaps", "run", "start", "train_once"]
 
-SEEDS = (0, 1, 2)
-TRAIN = TrainConfig(
-    steps=100, lr=2e-3, batch_size=4, seq_len=128, warmup_steps=10, decay_start=50, min_lr=1e-4
-)
-VALIDATION = (8, 128, 8)  # rows, positions, batches
-LAST = 20  # training steps that are averaged
+SEEDS = (1, 2, 3)  # the shipped model was trained with 0
+SMALL = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 64,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_nextn_predict_layers": 0,
+}
+EXPERIMENTS = {
+    "continued": TrainConfig(
+        steps=150, lr=1e-3, batch_size=8, warmup_steps=10, decay_start=50, min_lr=5e-5
+    ),
+    "scratch": TrainConfig(
+        steps=250, lr=4e-3, batch_size=8, warmup_steps=20, decay_start=83, min_lr=1e-4
+    ),
+}
+VALIDATION = (16, 128, 16)  # rows, positions, batches
+LAST = 50  # training steps that are averaged
 
 RECIPES: dict[str, Float8Recipe | None] = {
     "bf16": BF16_BASELINE,
@@ -48,7 +68,12 @@ RECIPES: dict[str, Float8Recipe | None] = {
     "fp32": None,
     "no master": Float8Recipe(),  # weights are rounded to E4M3 after every step
 }
-ORDER = (("bf16", "fp8"), tuple(RECIPES)[2:6], tuple(RECIPES)[6:])
+ORDER = (
+    ("continued", ("bf16", "fp8", "fp32")),
+    ("scratch", ("bf16", "fp8", "fp32")),
+    ("continued", ("per tensor", "no scales", "block gradients", "no promotion", "no master")),
+    ("scratch", ("no scales",)),
+)
 
 
 def round_weights(model: Transformer) -> None:
@@ -61,39 +86,51 @@ def round_weights(model: Transformer) -> None:
                         matrix.copy_(block_dequantize_ref(*block_quantize_ref(matrix)))
 
 
-def train_once(name: str, seed: int) -> dict[str, Any]:
-    """Train one recipe of ``RECIPES``; returns its losses in nats per token."""
-    torch.manual_seed(seed)
-    model = Transformer(get_config("mini", num_nextn_predict_layers=0))
+def start(experiment: str, name: str, seed: int) -> Transformer:
+    """The model of an experiment before its first step, rounding by a recipe of ``RECIPES``."""
+    if experiment == "continued":
+        model = load_shipped("dense_chat")
+    else:
+        torch.manual_seed(seed)
+        model = Transformer(get_config("mini", **SMALL))
     if RECIPES[name] is not None:
         to_float8(model, RECIPES[name])
-    cfg = TRAIN.replace(seed=seed)
+    return model.train()
+
+
+def train_once(experiment: str, name: str, seed: int) -> dict[str, Any]:
+    """Train one recipe of ``RECIPES``; returns its losses in nats per token."""
+    model, cfg = start(experiment, name, seed), EXPERIMENTS[experiment].replace(seed=seed)
     batches = PackedBatches(load_split("train"), cfg.batch_size, cfg.seq_len, seed=seed)
     trainer = Trainer(model, cfg, batches)
-    start = time.perf_counter()
+    found: dict[str, Any] = {"experiment": experiment, "recipe": name, "seed": seed}
+    clock = time.perf_counter()
     try:
-        for _ in tqdm(range(cfg.steps), desc=f"{name}, seed {seed}", leave=False):
+        for _ in tqdm(range(cfg.steps), desc=f"{experiment}, {name}, seed {seed}", leave=False):
             trainer.train_step()
             if name == "no master":
                 round_weights(model)
     except FloatingPointError as error:
-        return {"recipe": name, "seed": seed, "failed": str(error), "step": trainer.step}
+        return {**found, "failed": str(error), "step": trainer.step}
     rows, positions, count = VALIDATION
     valid = PackedBatches(load_split("validation"), rows, positions, shuffle=False)
     losses = trainer.history.train_loss
     return {
-        "recipe": name,
-        "seed": seed,
+        **found,
         "valid_loss": evaluate(model, valid, count),
         "last_train_loss": statistics.fmean(losses[-LAST:]),
         "train_loss": [round(x, 4) for x in losses],
-        "seconds": round(time.perf_counter() - start),
+        "seconds": round(time.perf_counter() - clock),
     }
 
 
-def gaps(runs: list[dict[str, Any]], of: str, to: str = "bf16", key: str = "valid_loss") -> list:
+def gaps(
+    runs: list[dict[str, Any]], experiment: str, of: str, to: str = "bf16", key: str = "valid_loss"
+) -> list[float]:
     """Relative differences in percent, (of - to) / to, for the seeds that have both runs."""
-    found = {(r["recipe"], r["seed"]): r[key] for r in runs if key in r}
+    found = {
+        (r["recipe"], r["seed"]): r[key] for r in runs if r["experiment"] == experiment and key in r
+    }
     seeds = sorted(s for name, s in found if name == of and (to, s) in found)
     return [100 * (found[of, s] - found[to, s]) / found[to, s] for s in seeds]
 
@@ -106,13 +143,14 @@ def run(device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
     """
     if device != "cpu":
         raise ValueError("this topic measures the CPU's emulation: leave --device out")
-    settings = {
-        "model": "mini, num_nextn_predict_layers=0",
-        "train": dataclasses.asdict(TRAIN),
+    settings: dict[str, Any] = {
+        "continued": {"model": "dense_chat, as shipped"},
+        "scratch": {"model": "mini", "changes": SMALL},
         "validation": list(VALIDATION),
         "last": LAST,
     }
-    settings["train"]["betas"] = list(TRAIN.betas)
+    for name, cfg in EXPERIMENTS.items():
+        settings[name]["train"] = {**dataclasses.asdict(cfg), "betas": list(cfg.betas)}
     old = recorded("fp8")
     runs = old["runs"] if old and old["settings"] == settings else []
     report: dict[str, Any] = {
@@ -122,22 +160,24 @@ def run(device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
         "floor": entropy_floor(load_split("validation")),
         "runs": runs,
     }
-    done = {(r["recipe"], r["seed"]) for r in runs}
-    for group in ORDER:
+    done = {(r["experiment"], r["recipe"], r["seed"]) for r in runs}
+    for experiment, names in ORDER:
         for seed in SEEDS:
-            for name in group:
-                if (name, seed) not in done:
-                    runs.append(train_once(name, seed))
+            for name in names:
+                if (experiment, name, seed) not in done:
+                    runs.append(train_once(experiment, name, seed))
                     record(report, record_path("fp8"))
                     print(_row(runs[-1]), flush=True)
-    for name in RECIPES:
-        print(f"{name:16}", "  ".join(f"{gap:+.3f} %" for gap in gaps(runs, name)))
+    for experiment in EXPERIMENTS:
+        for name in RECIPES:
+            row = "  ".join(f"{gap:+.3f} %" for gap in gaps(runs, experiment, name))
+            print(f"{experiment:10} {name:16}", row)
     report["overhead"] = [
         alternate(
             f"{name} step against {peer}",
             _stepper(name),
             _stepper(peer),
-            work=TRAIN.batch_size * TRAIN.seq_len,
+            work=8 * 128,
             unit="tokens/s",
             rounds=rounds,
         ).to_dict()
@@ -149,19 +189,20 @@ def run(device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
 
 
 def _row(found: dict[str, Any]) -> str:
+    head = f"{found['experiment']:10} {found['recipe']:16} seed {found['seed']}  "
     if "failed" in found:
-        return f"{found['recipe']:16} seed {found['seed']}  failed at step {found['step']}"
+        return head + f"failed at step {found['step']}"
     return (
-        f"{found['recipe']:16} seed {found['seed']}  validation {found['valid_loss']:.4f}  "
+        f"{head}validation {found['valid_loss']:.4f}  "
         f"training {found['last_train_loss']:.4f}  {found['seconds']} s"
     )
 
 
 def _stepper(name: str) -> Callable[[], object]:
-    """A function that does one training step."""
+    """A function that does one training step of 8 x 128 tokens with the 11M model."""
     torch.manual_seed(0)
     model = Transformer(get_config("mini", num_nextn_predict_layers=0))
     if RECIPES[name] is not None:
         to_float8(model, RECIPES[name])
-    batches = PackedBatches(load_split("train"), TRAIN.batch_size, TRAIN.seq_len)
-    return Trainer(model, TRAIN, batches).train_step
+    batches = PackedBatches(load_split("train"), 8, 128)
+    return Trainer(model, EXPERIMENTS["scratch"], batches).train_step

@@ -2,6 +2,7 @@
 
 from minids3.nn.attention import GroupedQueryAttention
 from minids3.nn.gate import Gate, Routing, record_routing
+from minids3.nn.linear import Conversion, Float8Experts, Float8Linear, to_float8
 from minids3.nn.mla import LatentAttention
 from minids3.nn.mlp import SwiGLU
 from minids3.nn.moe import Experts, MoE
@@ -9,7 +10,10 @@ from minids3.nn.norm import RMSNorm
 from minids3.nn.rope import apply_rope
 
 __all__ = [
+    "Conversion",
     "Experts",
+    "Float8Experts",
+    "Float8Linear",
     "Gate",
     "GroupedQueryAttention",
     "LatentAttention",
@@ -19,4 +23,5 @@ __all__ = [
     "SwiGLU",
     "apply_rope",
     "record_routing",
+    "to_float8",
 ]

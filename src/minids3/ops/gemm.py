@@ -86,8 +86,7 @@ def fp8_linear(
         raise ValueError(f"x {list(x.shape)} does not fit weight {list(weight.shape)}")
     kernels = _choose(backend, x, recipe)
     rows = x.reshape(-1, x.shape[-1])
-    counts = (rows.shape[0],)
-    out = _Fp8Linear.apply(rows, weight[None], counts, recipe, kernels)
+    out = _Fp8Linear.apply(rows, weight[None], None, recipe, kernels)
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -113,7 +112,7 @@ def fp8_grouped_linear(
     """
     recipe = recipe or Float8Recipe()
     kernels = _choose(backend, x, recipe)
-    return _Fp8Linear.apply(x, weight, tuple(counts.tolist()), recipe, kernels)
+    return _Fp8Linear.apply(x, weight, counts, recipe, kernels)
 
 
 def _choose(backend: str, x: Tensor, recipe: Float8Recipe) -> bool:
@@ -126,32 +125,45 @@ def _choose(backend: str, x: Tensor, recipe: Float8Recipe) -> bool:
 
 
 class _Fp8Linear(torch.autograd.Function):
-    """A plain linear layer is one expert that gets all rows."""
+    """A plain linear layer is one expert that gets all rows: ``counts`` is None."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,
-        counts: tuple[int, ...],
+        counts: Tensor | None,
         recipe: Float8Recipe,
         kernels: bool,
     ) -> Tensor:
-        run = _kernel_forward if kernels else _ref_forward
-        out, kept = run(x, weight, counts, recipe)
+        ctx.recipe, ctx.kernels, ctx.dtype = recipe, kernels, weight.dtype
+        if kernels:
+            from minids3.ops.gemm_kernels import kernel_forward
+
+            ctx.counts = counts
+            out, kept = kernel_forward(x, weight, counts, recipe.power_of_two, recipe.output)
+        else:
+            ctx.counts = (x.shape[0],) if counts is None else tuple(counts.tolist())
+            out, kept = _ref_forward(x, weight, ctx.counts, recipe)
         ctx.save_for_backward(*kept)
-        ctx.counts, ctx.recipe, ctx.kernels = counts, recipe, kernels
-        ctx.weight = weight.shape, weight.dtype
+        ctx.shape = weight.shape
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        shape, dtype = ctx.weight
-        need_x, need_weight = ctx.needs_input_grad[:2]
-        grad_x = grad.new_empty(grad.shape[0], shape[2]) if need_x else None
-        grad_weight = torch.zeros(shape, dtype=dtype, device=grad.device) if need_weight else None
-        run = _kernel_backward if ctx.kernels else _ref_backward
-        run(grad, ctx.saved_tensors, ctx.counts, ctx.recipe, grad_x, grad_weight)
+        recipe, need = ctx.recipe, ctx.needs_input_grad[:2]
+        if ctx.kernels:
+            from minids3.ops.gemm_kernels import kernel_backward
+
+            options = ctx.counts, recipe.power_of_two, recipe.output
+            grad_x, grad_weight = kernel_backward(grad, ctx.saved_tensors, *options, need)
+            grad_weight = None if grad_weight is None else grad_weight.to(ctx.dtype)
+        else:
+            grad_x = grad.new_empty(grad.shape[0], ctx.shape[2]) if need[0] else None
+            grad_weight = None
+            if need[1]:
+                grad_weight = torch.zeros(ctx.shape, dtype=ctx.dtype, device=grad.device)
+            _ref_backward(grad, ctx.saved_tensors, ctx.counts, recipe, grad_x, grad_weight)
         return grad_x, grad_weight, None, None, None
 
 
@@ -262,42 +274,3 @@ def _ref_backward(
         right = _store(x, tile, recipe, recipe.power_of_two).read()
         for e, rows in apart.stretches:
             grad_weight[e] = _product(left[rows].T, right[rows].T, recipe)
-
-
-def _kernel_forward(
-    x: Tensor, weight: Tensor, counts: tuple[int, ...], recipe: Float8Recipe
-) -> tuple[Tensor, list[Tensor]]:
-    from minids3.kernels import gemm, quant
-
-    out = x.new_empty(x.shape[0], weight.shape[1])
-    kept = []
-    for e, rows in _stretches(counts):
-        a, a_scale = quant.act_quant(x[rows].contiguous(), power_of_two=recipe.power_of_two)
-        b, b_scale = quant.weight_quant(weight[e].contiguous())
-        out[rows] = gemm.fp8_gemm_nt(a, a_scale, b, b_scale, out_dtype=recipe.output)
-        kept += [a, a_scale, b, b_scale]
-    return out, kept
-
-
-def _kernel_backward(
-    grad: Tensor,
-    kept: tuple[Tensor, ...],
-    counts: tuple[int, ...],
-    recipe: Float8Recipe,
-    grad_x: Tensor | None,
-    grad_weight: Tensor | None,
-) -> None:
-    from minids3.kernels import gemm, quant
-
-    for i, (e, rows) in enumerate(_stretches(counts)):
-        x, x_scale, weight, weight_scale = kept[4 * i : 4 * i + 4]
-        own = grad[rows].contiguous()
-        if grad_x is not None:
-            g, g_scale = quant.act_quant(own)
-            w, w_scale = weight.T.contiguous(), weight_scale.T.contiguous()
-            grad_x[rows] = gemm.fp8_gemm_nt(g, g_scale, w, w_scale, out_dtype=recipe.output)
-        if grad_weight is not None:
-            g, g_scale = quant.act_quant_transposed(own)
-            a, a_scale = quant.requantize_transposed(x, x_scale, power_of_two=recipe.power_of_two)
-            product = gemm.fp8_gemm_nt(g, g_scale, a, a_scale, out_dtype=torch.float32)
-            grad_weight[e] = product

@@ -140,8 +140,9 @@ def truncated_mm_ref(
     """``a @ b.T`` in a register of few bits, fast enough to train with.
 
     ``numerics.limited_matmul`` aligns every product; here the sum alone is cut, towards zero, after
-    each ``step`` products, which takes one matrix product and one mask a step. It is the milder of
-    the two: errors come out smaller, by a factor that the tests bound.
+    each ``step`` products, which takes one matrix product and one mask a step. For products of both
+    signs, as training mostly has, the error is as large as there or up to 3 times larger. For
+    products of one sign, whose single cuts cannot cancel, it is far smaller (20 times at K = 1024).
 
     Args:
         a: ``[M, K]``, as fp32.

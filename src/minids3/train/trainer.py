@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class TrainConfig:
     ``bias_update_until`` on no more; the two balance weights add the loss per sequence and the
     auxiliary loss over the batch. Models with MTP modules add their mean loss times ``mtp_weight``
     (lambda), from step ``mtp_late_from`` on ``mtp_weight_late``; at 0 the modules are not run.
+
+    ``moments`` is how the optimizer stores its own.
     """
 
     steps: int
@@ -81,6 +83,7 @@ class TrainConfig:
     mtp_weight: float = 0.3
     mtp_weight_late: float = 0.1
     mtp_late_from: int | None = None
+    moments: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         """Reject settings that no run can have."""
@@ -158,7 +161,9 @@ class Trainer:
         self.model, self.cfg = model, cfg
         self.train_batches, self.valid_batches = train_batches, valid_batches
         self.out_dir = None if out_dir is None else Path(out_dir)
-        self.optimizer = build_optimizer(model, cfg.lr, cfg.betas, cfg.weight_decay)
+        self.optimizer = build_optimizer(
+            model, cfg.lr, cfg.betas, cfg.weight_decay, moments=cfg.moments
+        )
         self.history = History()
         self.step = 0
 
@@ -303,11 +308,13 @@ class Trainer:
         """
         state = load_checkpoint(folder, self.model, self.optimizer)
         saved, own = state["train_config"], json_types(asdict(self.cfg))
-        changed = [name for name in own if saved.get(name) != own[name]]
+        # What an older checkpoint does not mention had its default.
+        saved = {**json_types(asdict(TrainConfig(steps=1))), **saved}
+        changed = [name for name in own if saved[name] != own[name]]
         if changed:
             name = changed[0]
             raise CheckpointError(
-                f"{folder} was trained with {name}={saved.get(name)!r}, this run has "
+                f"{folder} was trained with {name}={saved[name]!r}, this run has "
                 f"{own[name]!r}: use the same settings, or start a new run from the model's weights"
             )
         self.step = state["step"]
