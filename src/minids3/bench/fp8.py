@@ -1,7 +1,7 @@
 """Training in FP8 against training in BF16, and what happens without parts of the recipe.
 
 Two experiments. ``"scratch"``: a small MLA + MoE model from its first step, where the loss falls
-steeply and two runs drift apart over any difference at all. ``"continued"``: the shipped dense model
+steeply and two runs drift apart over any difference at all. ``"continued"``: the shipped model
 trained on, where the loss is flat and small differences can be seen. Within an experiment, the runs
 of a seed have the same start and the same batches and differ in rounding alone. ``fp32`` rounds
 nothing: its distance from ``bf16`` says how much of a gap means nothing.
