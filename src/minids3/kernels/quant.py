@@ -1,0 +1,369 @@
+"""Scaled E4M3 on a GPU, the numbers of ``ref.quant`` bit for bit, one read and one write each.
+
+Activations share a scale among 128 neighbours of a row, weights in squares of 128 x 128. The weight
+gradient sums over tokens, so its operands need tiles of 128 tokens of one channel: the transpose is
+quantised in the same pass, either from 16-bit numbers or from an activation that is kept as E4M3
+(dequantise, transpose, requantise: TR section 3.3.2).
+
+Scales are quotients, correctly rounded (``div_rn``): Triton's ``/`` may be off by a unit in the
+last place, and with it now and then a number that lies halfway between two codes.
+"""
+
+# ruff: noqa: ANN001, ANN201, ANN202  (kernels' arguments have no Python types)
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minids3.kernels.compile import Spec
+from minids3.kernels.fp8 import decode_e4m3, encode_e4m3
+from minids3.kernels.language import jit, tl
+from minids3.kernels.launch import cdiv, check_tensors, fp8_mode
+
+__all__ = [
+    "SPECS",
+    "act_quant",
+    "act_quant_transposed",
+    "finite_magnitude",
+    "requantize_transposed",
+    "scale_of",
+    "to_e4m3",
+    "weight_dequant",
+    "weight_quant",
+]
+
+TILE = 128
+
+
+@jit
+def scale_of(largest, POWER_OF_TWO: tl.constexpr):
+    """The scale that brings ``largest`` to 448; 1 where there is nothing to scale."""
+    scale = tl.div_rn(largest, tl.full(largest.shape, 448.0, tl.float32))
+    if POWER_OF_TWO:
+        tiny = scale < 1.1754943508222875e-38  # subnormal: round up where the bits are regular
+        lifted = scale * tl.where(tiny, 18446744073709551616.0, 1.0)
+        bits = (lifted.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
+        lifted = bits.to(tl.float32, bitcast=True)
+        scale = lifted * tl.where(tiny, 5.421010862427522e-20, 1.0)
+    return tl.where(scale > 0, scale, 1.0)
+
+
+@jit
+def finite_magnitude(x):
+    """Magnitude of each number, 0 for infinities and NaN: they must not touch a scale."""
+    magnitude = tl.abs(x)
+    return tl.where(magnitude <= 3.4028234663852886e38, magnitude, 0.0)
+
+
+@jit
+def to_e4m3(x, scale, NATIVE: tl.constexpr):
+    """``x / scale`` as E4M3 (or its code), to nearest even and saturating; ``scale`` broadcasts."""
+    scaled = tl.div_rn(x, tl.broadcast_to(scale, x.shape))
+    if NATIVE:
+        return scaled.to(tl.float8e4nv)
+    else:
+        return encode_e4m3(scaled)
+
+
+@jit
+def _act_quant_kernel(
+    x_ptr,
+    q_ptr,
+    scale_ptr,
+    n_tiles,
+    K,
+    TILES: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr,
+    NATIVE: tl.constexpr,
+):
+    # Tiles are numbered row by row, so neighbours in a program are neighbours in memory.
+    tile = tl.program_id(0).to(tl.int64) * TILES + tl.arange(0, TILES)
+    per_row = tl.cdiv(K, 128)
+    column = (tile % per_row * 128)[:, None] + tl.arange(0, 128)[None, :]
+    at = (tile // per_row * K)[:, None] + column
+    inside = (tile < n_tiles)[:, None] & (column < K)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    scale = scale_of(tl.max(finite_magnitude(x), 1), POWER_OF_TWO)
+    tl.store(q_ptr + at, to_e4m3(x, scale[:, None], NATIVE), mask=inside)
+    tl.store(scale_ptr + tile, scale, mask=tile < n_tiles)
+
+
+@jit
+def _quant_transposed_kernel(
+    x_ptr,
+    x_scale_ptr,
+    q_ptr,
+    scale_ptr,
+    M,
+    K,
+    BLOCK_K: tl.constexpr,
+    SCALED: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr,
+    NATIVE: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    row = tile * 128 + tl.arange(0, 128)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    inside = (row < M)[:, None] & (k < K)[None, :]
+    x = tl.load(x_ptr + row.to(tl.int64)[:, None] * K + k[None, :], mask=inside, other=0.0)
+    if SCALED:
+        if not NATIVE:
+            x = decode_e4m3(x)
+        # BLOCK_K divides 128: one scale for each row of this block.
+        at = row.to(tl.int64) * tl.cdiv(K, 128) + tl.program_id(1) * BLOCK_K // 128
+        x = x.to(tl.float32) * tl.load(x_scale_ptr + at, mask=row < M, other=0.0)[:, None]
+    x = tl.trans(x.to(tl.float32))  # [BLOCK_K, 128]: a row is a tile of the transpose
+    scale = scale_of(tl.max(finite_magnitude(x), 1), POWER_OF_TWO)
+    wide = k.to(tl.int64)
+    q_at = q_ptr + wide[:, None] * M + row[None, :]
+    tl.store(q_at, to_e4m3(x, scale[:, None], NATIVE), mask=tl.trans(inside))
+    tl.store(scale_ptr + wide * tl.cdiv(M, 128) + tile, scale, mask=k < K)
+
+
+@jit
+def _weight_quant_kernel(
+    w_ptr, q_ptr, scale_ptr, N, K, POWER_OF_TWO: tl.constexpr, NATIVE: tl.constexpr
+):
+    n = tl.program_id(0) * 128 + tl.arange(0, 128)
+    k = tl.program_id(1) * 128 + tl.arange(0, 128)
+    at = n.to(tl.int64)[:, None] * K + k[None, :]
+    inside = (n < N)[:, None] & (k < K)[None, :]
+    w = tl.load(w_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    largest = tl.max(tl.max(finite_magnitude(w), 1, keep_dims=True), 0, keep_dims=True)
+    scale = scale_of(largest, POWER_OF_TWO)  # [1, 1]
+    tl.store(q_ptr + at, to_e4m3(w, scale, NATIVE), mask=inside)
+    one = tl.arange(0, 1)[:, None] + tl.arange(0, 1)[None, :]
+    block = tl.program_id(0).to(tl.int64) * tl.cdiv(K, 128) + tl.program_id(1)
+    tl.store(scale_ptr + block + one, scale)
+
+
+@jit
+def _weight_dequant_kernel(q_ptr, scale_ptr, w_ptr, N, K, NATIVE: tl.constexpr):
+    n = tl.program_id(0) * 128 + tl.arange(0, 128)
+    k = tl.program_id(1) * 128 + tl.arange(0, 128)
+    at = n.to(tl.int64)[:, None] * K + k[None, :]
+    inside = (n < N)[:, None] & (k < K)[None, :]
+    q = tl.load(q_ptr + at, mask=inside, other=0.0)
+    if not NATIVE:
+        q = decode_e4m3(q)
+    block = tl.program_id(0).to(tl.int64) * tl.cdiv(K, 128) + tl.program_id(1)
+    w = q.to(tl.float32) * tl.load(scale_ptr + block)
+    tl.store(w_ptr + at, w.to(w_ptr.dtype.element_ty), mask=inside)
+
+
+def act_quant(x: Tensor, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+    """Quantise rows in tiles of 128: operands of fprop and dgrad.
+
+    Args:
+        x: ``[M, K]`` fp32, fp16 or bf16.
+        power_of_two: round scales up to powers of two.
+
+    Returns:
+        ``[M, K]`` float8_e4m3fn and ``[M, ceil(K / 128)]`` fp32.
+
+    Raises:
+        ValueError: no matrix, or not contiguous.
+    """
+    m, k = _check(x)
+    q, scale = _outputs(x, (m, k), (m, cdiv(k, TILE)))
+    if q.numel() == 0:
+        return q, scale
+    native = fp8_mode(x.device) == "native"
+    tiles = 32
+    _act_quant_kernel[(cdiv(scale.numel(), tiles),)](
+        x,
+        _readable(q, native),
+        scale,
+        scale.numel(),
+        k,
+        TILES=tiles,
+        POWER_OF_TWO=power_of_two,
+        NATIVE=native,
+    )
+    return q, scale
+
+
+def act_quant_transposed(x: Tensor, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+    """Quantise the transpose, in tiles of 128 rows of ``x``: an operand of wgrad.
+
+    Args:
+        x: ``[M, K]`` fp32, fp16 or bf16.
+        power_of_two: round scales up to powers of two.
+
+    Returns:
+        ``[K, M]`` float8_e4m3fn and ``[K, ceil(M / 128)]`` fp32, as ``act_quant(x.T)`` would.
+
+    Raises:
+        ValueError: no matrix, or not contiguous.
+    """
+    _check(x)
+    return _transposed(x, None, power_of_two)
+
+
+def requantize_transposed(
+    q: Tensor, scale: Tensor, power_of_two: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Turn a kept activation into an operand of wgrad: dequantise, transpose, requantise.
+
+    Args:
+        q: ``[M, K]`` float8_e4m3fn of ``act_quant``.
+        scale: ``[M, ceil(K / 128)]`` fp32.
+        power_of_two: round the new scales up to powers of two.
+
+    Returns:
+        ``[K, M]`` float8_e4m3fn and ``[K, ceil(M / 128)]`` fp32.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or a tensor is not contiguous.
+    """
+    m, k = _check(q, scale)
+    _check_scale(scale, (m, cdiv(k, TILE)))
+    return _transposed(q, scale, power_of_two)
+
+
+def weight_quant(w: Tensor, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+    """Quantise in blocks of 128 x 128.
+
+    Args:
+        w: ``[N, K]`` fp32, fp16 or bf16.
+        power_of_two: round scales up to powers of two.
+
+    Returns:
+        ``[N, K]`` float8_e4m3fn and ``[ceil(N / 128), ceil(K / 128)]`` fp32.
+
+    Raises:
+        ValueError: no matrix, or not contiguous.
+    """
+    n, k = _check(w)
+    q, scale = _outputs(w, (n, k), (cdiv(n, TILE), cdiv(k, TILE)))
+    if q.numel() == 0:
+        return q, scale
+    native = fp8_mode(w.device) == "native"
+    _weight_quant_kernel[tuple(scale.shape)](
+        w,
+        _readable(q, native),
+        scale,
+        n,
+        k,
+        POWER_OF_TWO=power_of_two,
+        NATIVE=native,
+        num_warps=8,
+    )
+    return q, scale
+
+
+def weight_dequant(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Undo ``weight_quant``: ``[N, K]`` in ``dtype``; the rounding remains.
+
+    Args:
+        q: ``[N, K]`` float8_e4m3fn.
+        scale: ``[ceil(N / 128), ceil(K / 128)]`` fp32.
+        dtype: of the result.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, or a tensor is not contiguous.
+    """
+    n, k = _check(q, scale)
+    _check_scale(scale, (cdiv(n, TILE), cdiv(k, TILE)))
+    w = torch.empty(n, k, device=q.device, dtype=dtype)
+    if w.numel() == 0:
+        return w
+    native = fp8_mode(q.device) == "native"
+    _weight_dequant_kernel[tuple(scale.shape)](
+        _readable(q, native), scale, w, n, k, NATIVE=native, num_warps=8
+    )
+    return w
+
+
+def _transposed(x: Tensor, x_scale: Tensor | None, power_of_two: bool) -> tuple[Tensor, Tensor]:
+    m, k = x.shape
+    q, scale = _outputs(x, (k, m), (k, cdiv(m, TILE)))
+    if q.numel() == 0:
+        return q, scale
+    native = fp8_mode(x.device) == "native"
+    block = 64
+    _quant_transposed_kernel[(cdiv(m, TILE), cdiv(k, block))](
+        x if x_scale is None else _readable(x, native),
+        scale if x_scale is None else x_scale,
+        _readable(q, native),
+        scale,
+        m,
+        k,
+        BLOCK_K=block,
+        SCALED=x_scale is not None,
+        POWER_OF_TWO=power_of_two,
+        NATIVE=native,
+    )
+    return q, scale
+
+
+def _check(x: Tensor, scale: Tensor | None = None) -> tuple[int, int]:
+    """Rows and columns of ``x``, which must be E4M3 exactly if it has a scale."""
+    check_tensors(x=x, scale=scale)
+    if x.ndim != 2:
+        raise ValueError(f"only matrices are quantised, got shape {list(x.shape)}")
+    if scale is not None and x.dtype != torch.float8_e4m3fn:
+        raise ValueError(f"{x.dtype} has no scales to be read with, expected float8_e4m3fn")
+    if scale is None and x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"cannot quantise {x.dtype}: expected float32, float16 or bfloat16")
+    return x.shape[0], x.shape[1]
+
+
+def _check_scale(scale: Tensor, shape: tuple[int, int]) -> None:
+    if tuple(scale.shape) != shape or scale.dtype != torch.float32:
+        raise ValueError(f"scale is {list(scale.shape)} {scale.dtype}, expected {list(shape)} fp32")
+
+
+def _outputs(x: Tensor, shape: tuple[int, int], scales: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    q = torch.empty(shape, device=x.device, dtype=torch.float8_e4m3fn)
+    return q, torch.empty(scales, device=x.device, dtype=torch.float32)
+
+
+def _readable(q: Tensor, native: bool) -> Tensor:
+    """E4M3 as a kernel takes it: as such, or as bytes."""
+    return q if native else q.view(torch.uint8)
+
+
+_NATIVE, _SOFTWARE = ("sm_89", "sm_90", "sm_100"), ("sm_75", "sm_80")
+
+
+def _specs(native: bool) -> tuple[Spec, ...]:
+    e4m3 = "*fp8e4nv" if native else "*u8"
+    suffix = "" if native else "_software"
+    targets = _NATIVE if native else _SOFTWARE
+    flags = {"POWER_OF_TWO": True, "NATIVE": native}
+
+    def spec(name: str, kernel: Any, x: str, sizes: str, warps: int = 4, **constexprs: Any) -> Spec:
+        signature = {"x_ptr": x, "x_scale_ptr": "*fp32", "w_ptr": "*bf16", "q_ptr": e4m3}
+        signature |= {"scale_ptr": "*fp32"} | dict.fromkeys(("n_tiles", *sizes.split()), "i32")
+        known = {name: signature[name] for name in kernel.arg_names if name in signature}
+        divisible = ("M", "N", "K")
+        return Spec(name + suffix, kernel, known, constexprs, warps, 3, divisible, targets=targets)
+
+    transposed = {"BLOCK_K": 64, **flags}
+    return (
+        spec("act_quant", _act_quant_kernel, "*bf16", "K", TILES=32, **flags),
+        spec(
+            "act_quant_transposed",
+            _quant_transposed_kernel,
+            "*bf16",
+            "M K",
+            SCALED=False,
+            **transposed,
+        ),
+        spec(
+            "requantize_transposed",
+            _quant_transposed_kernel,
+            e4m3,
+            "M K",
+            SCALED=True,
+            **transposed,
+        ),
+        spec("weight_quant", _weight_quant_kernel, "", "N K", 8, **flags),
+        spec("weight_dequant", _weight_dequant_kernel, "", "N K", 8, NATIVE=native),
+    )
+
+
+SPECS = (*_specs(True), *_specs(False))
