@@ -121,3 +121,10 @@ def test_every_kernel_file_has_specs():
         if not getattr(importlib.import_module(f"minids3.kernels.{f}"), "SPECS", ())
     ]
     assert without == []
+
+
+def test_hundreds_of_jobs_do_not_fill_a_pipe():
+    spec = compiler.Spec("dot" * 50, _dot_kernel, {"a_ptr": "*fp16"}, {"N": 64})
+    results = list(compiler.matrix([spec] * 120))
+    assert len(results) == 600
+    assert all("no type or value" in str(result) for _, _, result in results)

@@ -186,19 +186,19 @@ def _compile(
         hidden = ("TRITON_INTERPRET", "PYTEST_VERSION")
         environment = {k: v for k, v in os.environ.items() if k not in hidden}
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-        child = subprocess.Popen(
-            [sys.executable, "-m", "minids3.kernels.compile", "--child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if len(lines) == 1 else subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        assert child.stdin is not None
+        jobs_file = Path(folder) / "jobs.jsonl"  # a pipe would fill up while answers fill another
+        jobs_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with jobs_file.open(encoding="utf-8") as stdin:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "minids3.kernels.compile", "--child"],
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if len(lines) == 1 else subprocess.DEVNULL,
+                text=True,
+                env=environment,
+            )
         assert child.stdout is not None
         with child:
-            child.stdin.write("\n".join(lines) + "\n")
-            child.stdin.close()
             for _ in lines:
                 answer = child.stdout.readline()
                 if not answer:
