@@ -10,6 +10,7 @@ from minids3.course.build.cells import stub_of
 from minids3.course.check import format_report
 from minids3.course.registry import exercises
 from minids3.course.run import run_check
+from minids3.kernels.language import tl, triton
 
 ALL = exercises()
 SEEDS = (0, 1, 2)
@@ -60,7 +61,7 @@ def test_alternative_is_accepted(exercise, answer, seed):
 
 @each
 def test_stub_fails_and_says_so(exercise):
-    space = {"torch": torch, "F": F}
+    space = {"torch": torch, "F": F, "triton": triton, "tl": tl}
     exec("from __future__ import annotations\n" + stub_of(exercise), space)
     report = run_check(exercise, space[exercise.name])
     assert report.stub
