@@ -7,34 +7,15 @@ import torch
 from torch import Tensor
 
 from minids3.kernels.compile import Spec
-from minids3.kernels.fp8 import decode_e4m3, encode_e4m3
+from minids3.kernels.fp8 import decode_e4m3
 from minids3.kernels.grouped import find_tile, most_tiles, power_of_two_from
 from minids3.kernels.language import jit, tl
 from minids3.kernels.launch import cdiv, check_tensors, fp8_mode
+from minids3.kernels.quant import finite_magnitude, scale_of, to_e4m3
 
 __all__ = ["SPECS", "grouped_quant_transposed", "swiglu_quant"]
 
 TILE = 128  # rows or channels that share a scale
-
-
-@jit
-def scale_of(largest, POWER_OF_TWO: tl.constexpr):
-    """The scale that brings ``largest`` to 448; 1 where there is nothing to scale."""
-    scale = tl.div_rn(largest, tl.full(largest.shape, 448.0, tl.float32))
-    if POWER_OF_TWO:
-        tiny = scale < 1.1754943508222875e-38  # subnormal: round up where the bits are regular
-        lifted = tl.where(tiny, scale * 18446744073709551616.0, scale)
-        bits = (lifted.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
-        lifted = bits.to(tl.float32, bitcast=True)
-        scale = tl.where(tiny, lifted * 5.421010862427522e-20, lifted)
-    return tl.where(scale > 0, scale, 1.0)
-
-
-@jit
-def finite_magnitude(x):
-    """Magnitude of each number, 0 for infinities and NaN: they must not touch a scale."""
-    magnitude = tl.abs(x)
-    return tl.where(magnitude <= 3.4028234663852886e38, magnitude, 0.0)
 
 
 @jit
@@ -58,12 +39,8 @@ def _swiglu_quant_kernel(
     up = tl.load(gate_at + F, mask=inside, other=0.0).to(tl.float32)
     h = gate / (1.0 + tl.exp(-gate)) * up
     scale = scale_of(tl.max(finite_magnitude(h), 1), POWER_OF_TWO)
-    scaled = tl.div_rn(h, tl.broadcast_to(scale[:, None], (ROWS, 128)))
     q_at = q_ptr + wide[:, None] * F + f[None, :]
-    if NATIVE:
-        tl.store(q_at, scaled.to(tl.float8e4nv), mask=inside)
-    else:
-        tl.store(q_at, encode_e4m3(scaled), mask=inside)
+    tl.store(q_at, to_e4m3(h, scale[:, None], NATIVE), mask=inside)
     tl.store(scale_ptr + wide * tl.cdiv(F, 128) + tile, scale, mask=rows < M)
 
 
@@ -100,13 +77,9 @@ def _grouped_quant_transposed_kernel(
         x = x.to(tl.float32) * x_scale[:, None]
     x = tl.trans(x.to(tl.float32))
     scale = scale_of(tl.max(finite_magnitude(x), 1), POWER_OF_TWO)
-    scaled = tl.div_rn(x, tl.broadcast_to(scale[:, None], (BLOCK_K, 128)))
     wide = k.to(tl.int64) * row_tiles + tile
     q_at = q_ptr + wide[:, None] * 128 + tl.arange(0, 128)[None, :]
-    if NATIVE:
-        tl.store(q_at, scaled.to(tl.float8e4nv), mask=(k < K)[:, None])
-    else:
-        tl.store(q_at, encode_e4m3(scaled), mask=(k < K)[:, None])
+    tl.store(q_at, to_e4m3(x, scale[:, None], NATIVE), mask=(k < K)[:, None])
     tl.store(scale_ptr + wide, scale, mask=k < K)
 
 
