@@ -49,14 +49,14 @@ SMALL = {
 }
 EXPERIMENTS = {
     "continued": TrainConfig(
-        steps=150, lr=1e-3, batch_size=8, warmup_steps=10, decay_start=50, min_lr=5e-5
+        steps=80, lr=1e-3, batch_size=4, warmup_steps=5, decay_start=30, min_lr=5e-5
     ),
     "scratch": TrainConfig(
-        steps=250, lr=4e-3, batch_size=8, warmup_steps=20, decay_start=83, min_lr=1e-4
+        steps=250, lr=4e-3, batch_size=4, warmup_steps=20, decay_start=83, min_lr=1e-4
     ),
 }
-VALIDATION = (16, 128, 16)  # rows, positions, batches
-LAST = 50  # training steps that are averaged
+VALIDATION = (16, 128, 12)  # rows, positions, batches
+LAST = 40  # training steps that are averaged
 
 RECIPES: dict[str, Float8Recipe | None] = {
     "bf16": BF16_BASELINE,
@@ -70,9 +70,8 @@ RECIPES: dict[str, Float8Recipe | None] = {
 }
 ORDER = (
     ("continued", ("bf16", "fp8", "fp32")),
-    ("scratch", ("bf16", "fp8", "fp32")),
     ("continued", ("per tensor", "no scales", "block gradients", "no promotion", "no master")),
-    ("scratch", ("no scales",)),
+    ("scratch", ("bf16", "fp8", "fp32", "no scales")),
 )
 
 
