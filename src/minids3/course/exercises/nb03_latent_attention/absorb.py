@@ -117,6 +117,7 @@ def _absorb_one_row(q_nope, q_rope, c_kv, k_rope, w_kv_b):
     importance=5,
     minutes=12,
     library=_absorb_one_row,
+    forbids=("minids3.ref.attention.*", "minids3.nn.mla.*"),
     hints=(
         "A score is q . (W c). Where may W go if not to c? And the weighted sum of W' c_s over s: "
         "what is it if W' is taken out of the sum? The result is that of mla-naive, so which "
