@@ -49,7 +49,7 @@ SMALL = {
 }
 EXPERIMENTS = {
     "continued": TrainConfig(
-        steps=80, lr=1e-3, batch_size=4, warmup_steps=5, decay_start=30, min_lr=5e-5
+        steps=80, lr=3e-4, batch_size=4, warmup_steps=5, decay_start=30, min_lr=2e-5
     ),
     "scratch": TrainConfig(
         steps=250, lr=4e-3, batch_size=4, warmup_steps=20, decay_start=83, min_lr=1e-4

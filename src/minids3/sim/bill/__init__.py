@@ -14,6 +14,8 @@ from minids3.sim.bill.lines_03 import line_03
 from minids3.sim.bill.lines_04 import line_04
 from minids3.sim.bill.lines_05 import line_05
 from minids3.sim.bill.lines_06 import line_06
+from minids3.sim.bill.lines_08 import line_08
+from minids3.sim.bill.lines_10 import line_10
 
 __all__ = [
     "ENTRIES",
@@ -29,6 +31,8 @@ __all__ = [
     "line_04",
     "line_05",
     "line_06",
+    "line_08",
+    "line_10",
     "lines",
     "show",
 ]

@@ -159,7 +159,11 @@ def _moments_library(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.1):
             "You added the decay to the gradient. In AdamW it is decoupled: it shrinks the weight "
             "by lr * decay and never enters the moments.",
         ),
-        Mutant("no_decay", _moments_no_decay, "The weight decay is missing."),
+        Mutant(
+            "no_decay",
+            _moments_no_decay,
+            "The weight decay is missing: the weight shrinks by lr * decay each step.",
+        ),
         Mutant(
             "not_squared",
             _moments_not_squared,

@@ -1,0 +1,69 @@
+"""Notebook 10's entry: how much of the training is done in FP8, and what that can save at most.
+
+FP8 products run at twice the rate of BF16 ones. The products that stay (embedding has none; head,
+gate, attention core) set Amdahl's limit, before anything else that a step does.
+"""
+
+from __future__ import annotations
+
+from minids3.config import get_config
+from minids3.sim import flops, parameters
+from minids3.sim.bill.ledger import Line, entry
+from minids3.sim.bill.lines import DOLLARS_PER_HOUR, SEQ_LEN
+
+__all__ = ["PRETRAINING_HOURS", "fp8_share", "line_10", "most_saved_hours", "speedup"]
+
+PRETRAINING_HOURS = 2.664e6  # TR table 1
+
+
+def fp8_share() -> float:
+    """Return the share of V3's training FLOPs that are products of FP8 operands (S = 4096)."""
+    cfg = get_config("v3_671b")
+    gates = next(p for p in parameters.components(cfg) if p.name == "router weight")
+    head = cfg.vocab_size * cfg.hidden_size
+    fp8 = parameters.matmul_parameters(cfg) - head - gates.activated_total
+    return 6 * fp8 / flops.training_flops_per_token(cfg, SEQ_LEN, "causal")
+
+
+def speedup(share: float, rate: float = 2.0) -> float:
+    """Return Amdahl's limit: ``share`` of the work runs ``rate`` times as fast.
+
+    Raises:
+        ValueError: a share outside 0 to 1, or a rate that is not positive.
+    """
+    if not 0 <= share <= 1 or rate <= 0:
+        raise ValueError(f"share={share} must lie in 0..1 and rate={rate} be greater than 0")
+    return 1 / (1 - share + share / rate)
+
+
+def most_saved_hours() -> float:
+    """Return the hours that a BF16 run would take longer if every FLOP took its time."""
+    return PRETRAINING_HOURS * (speedup(fp8_share()) - 1)
+
+
+@entry("10")
+def line_10() -> Line:
+    """Bound what FP8 can have saved in GPU time.
+
+    The line prices a difference and no whole run, so ``gpu_hours`` stays empty.
+    """
+    share, hours = fp8_share(), most_saved_hours()
+    return Line(
+        notebook="10",
+        title="FP8 instead of BF16 in all linear layers: saved at most",
+        value=hours,
+        unit="GPU-hours",
+        formula=(
+            f"{100 * share:.1f} % of the FLOPs at twice the rate: at most {speedup(share):.2f} "
+            f"times as fast; 2,664K hours x ({speedup(share):.2f} - 1)"
+        ),
+        source="TR table 1 (hours), section 3.3 (what is FP8); C, minids3.sim.flops",
+        kind="computed",
+        dollars=hours * DOLLARS_PER_HOUR,
+        leaves_out=(
+            "everything that makes it less: waiting for messages and pipeline bubbles, the time "
+            "to quantise, layers too small to reach the peak. The run achieved 19.5 % of the FP8 "
+            "peak, so products were not all of its time. Also left out is what makes FP8 worth "
+            "more: activations of half the bytes, and dispatch with half the traffic"
+        ),
+    )
