@@ -34,7 +34,8 @@ class Submission:
 
     student: str
     path: Path | None
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # told to the student
+    remarks: list[str] = field(default_factory=list)  # for the instructor alone
     unreadable: bool = False  # there is something, and a human has to look at it
 
 
@@ -149,15 +150,14 @@ def _answered(path: Path) -> int:
 
 def _name_twins(submissions: list[Submission]) -> None:
     """Note who handed in the same file, byte for byte."""
-    seen: dict[str, Submission] = {}
+    groups: dict[str, list[Submission]] = {}
     for s in submissions:
-        if s.path is None:
-            continue
-        digest = hashlib.sha256(s.path.read_bytes()).hexdigest()
-        first = seen.setdefault(digest, s)
-        if first is not s:
-            s.problems.append(f"the same file as {first.student}'s, byte for byte")
-            first.problems.append(f"the same file as {s.student}'s, byte for byte")
+        if s.path is not None:
+            groups.setdefault(hashlib.sha256(s.path.read_bytes()).hexdigest(), []).append(s)
+    for group in groups.values():
+        names = ", ".join(s.student for s in group)
+        for s in group if len(group) > 1 else ():
+            s.remarks.append(f"the same file, byte for byte: {names}")
 
 
 # deadlines ----------------------------------------------------------------------------------------

@@ -163,7 +163,12 @@ def _program(
         if g.kind == "given" and g.number < spec.check
         for n, s in enumerate(g.pool)
     ]
-    units += _helpers(pristine, own, spec, answer)
+    given = {u.statement.dump for u in units} | {s.dump for s in answer.pool}
+    units += [
+        u
+        for u in _helpers(pristine, own, spec, answer)
+        if not (u.statement.dump in given and u.statement.text.startswith(("import ", "from ")))
+    ]
     units.sort(key=lambda u: u.where)
     mine = {n for n, u in enumerate(units) if u.piece == "helper"}
     picked, names = needed([u.statement for u in units], _needs(answer, spec), mine)

@@ -16,7 +16,7 @@ from typing import Any
 from minids3.grade.reading import Cell, Unreadable, cells_of, load
 from minids3.grade.slices import Statement, dump, python_of, statements
 
-__all__ = ["Given", "Pristine", "find_notebook"]
+__all__ = ["Given", "Pristine", "find_notebook", "is_stub"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,25 @@ class Pristine:
     def ids(self) -> list[str]:
         """The ids of the exercises."""
         return [c.exercise for c in self.exercises]
+
+    @property
+    def title(self) -> str:
+        """The notebook's heading."""
+        first = cells_of(self.notebook)[0].source.splitlines()[0] if self.notebook["cells"] else ""
+        return first.lstrip("# ").strip() or self.name
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Each exercise's title."""
+        from minids3.course.registry import get
+
+        found = {}
+        for id in self.ids:
+            try:
+                found[id] = get(id).title
+            except (KeyError, ImportError):
+                found[id] = id
+        return found
 
     def exercise(self, id: str) -> Given:
         """Return the answer's cell of exercise ``id``."""

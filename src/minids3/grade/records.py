@@ -33,6 +33,7 @@ STATUSES = (
     "needs a human",
 )
 ITEM_STATUSES = ("ok", "no", "not reached", "grader error")
+_LOOK = "for a human: "  # begins a note that asks for a look and costs no points
 
 
 # what is graded -----------------------------------------------------------------------------------
@@ -157,6 +158,7 @@ class SubmissionResult:
     max_points: float = 0.0
     late: str = ""  # "" or how late, in words
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # for the instructor, not for the student
     seed: int = 0
     seconds: float = 0.0
     sandbox: str = ""  # what isolated the student's code, in words
@@ -168,9 +170,14 @@ class SubmissionResult:
     def needs_human(self) -> list[str]:
         """Reasons why an instructor has to look, one sentence each; empty if none."""
         found = [f"grader error: {self.error}"] if self.error else []
+        same = {(e.status, *e.notes[:1]) for e in self.exercises}
+        if len(same) == 1 and self.exercises and self.exercises[0].needs_human:
+            first = self.exercises[0]  # one reason for all of them, such as a broken file
+            return [*found, *(first.notes[:1] if not found else [])] or [first.status]
         for e in self.exercises:
             if e.needs_human:
                 found.append(f"{e.id}: {e.status}" + (f" ({e.notes[0]})" if e.notes else ""))
+            found += [f"{e.id}: {n.removeprefix(_LOOK)}" for n in e.notes if n.startswith(_LOOK)]
         return found
 
     def total(self) -> SubmissionResult:

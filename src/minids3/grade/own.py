@@ -1,0 +1,97 @@
+"""``minids3 grade --self``: what the public checks say about one's own notebook.
+
+A student's own code on a student's own machine: it runs right here, without a sandbox, and only
+with the inputs that everybody knows. It tells the same story as
+``pytest --nbval-lax --nbval-current-env`` over the notebook, in seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from minids3.course.check import format_report
+from minids3.course.registry import Exercise, get
+from minids3.course.run import Report, run_check
+from minids3.grade.collect import exercise_ids
+from minids3.grade.merge import merge
+from minids3.grade.pristine import Pristine, find_notebook
+from minids3.grade.reading import load
+from minids3.grade.records import Program
+
+__all__ = ["check_own", "show"]
+
+
+def _notebook_of(path: Path) -> Pristine:
+    """Return the course's notebook that ``path`` is a copy of.
+
+    Raises:
+        ValueError: no exercise of the workbook is in it.
+    """
+    for id in exercise_ids(path):
+        try:
+            name = get(id).notebook
+        except KeyError:
+            continue
+        try:
+            return Pristine.read(find_notebook(name))
+        except FileNotFoundError:
+            return Pristine.read(path)  # no clone of the repository here: as it stands
+    raise ValueError(f"there is no exercise of the workbook in {path.name}")
+
+
+def _run(program: Program, exercise: Exercise) -> Any:
+    """Run the answer's cells here, and return the function they define."""
+    if exercise.kernel:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    space: dict[str, Any] = {"__name__": "__main__"}
+    for id in program.earlier:
+        space[get(id).name] = get(id).library
+    for piece in program.pieces:
+        with contextlib.redirect_stdout(io.StringIO()):
+            try:
+                exec(compile(piece.code, f"<{piece.cell}>", "exec"), space)
+            except Exception as error:
+                if piece.kind == "answer":
+                    space.setdefault(program.name, f"{type(error).__name__}: {error}")
+    return space.get(program.name)
+
+
+def check_own(path: Path) -> list[tuple[Exercise, Program, Report | None]]:
+    """Return exercise, program and checklist (None: nothing written) of each exercise in ``path``.
+
+    Raises:
+        ValueError: it is no notebook, or none of the workbook's.
+    """
+    found = []
+    for program in merge(_notebook_of(path), load(path)).programs:
+        exercise = get(program.id)
+        if program.status != "answered":
+            found.append((exercise, program, None))
+            continue
+        found.append((exercise, program, run_check(exercise, _run(program, exercise))))
+    return found
+
+
+def show(path: Path) -> int:
+    """Print the checklists and the points of the public checks; return 0 if all passed."""
+    total = most = 0.0
+    for exercise, program, report in check_own(path):
+        most += exercise.points
+        if report is None:
+            words = {"stub": "not written yet", "missing": "its cell is gone"}[program.status]
+            print(f"{exercise.id}   {words}\n")
+            continue
+        share = report.passed / len(report.items)
+        total += exercise.points * share
+        print(format_report(exercise, report))
+        for problem in program.problems:
+            print(f"  note  {problem}")
+        print()
+    print(
+        f"public checks: {total:.3g} of {most:g} points. Grading also uses inputs not shown here."
+    )
+    return 0 if total == most else 1

@@ -1,0 +1,189 @@
+"""The command from a folder to the gradebook, with a stand-in for the grading of one submission."""
+
+import csv
+import functools
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from minids3.grade import cli, gradebook, pool
+from minids3.grade.collect import collect
+from minids3.grade.gradebook import Gradebook, Options, file_names
+from minids3.grade.pool import Pool
+from minids3.grade.pristine import Pristine, find_notebook
+
+NAME = "03_latent_attention"
+FAKE = (sys.executable, str(Path(__file__).parent / "fake_job.py"))
+
+
+@pytest.fixture
+def graded(tmp_path, monkeypatch):
+    """Return who was graded since the last call."""
+    log = tmp_path / "log"
+    log.touch()
+    monkeypatch.setenv("FAKE_LOG", str(log))
+    monkeypatch.setattr(pool, "Pool", functools.partial(Pool, command=FAKE))
+    # Somebody may be editing the library while the tests run.
+    monkeypatch.setattr(gradebook, "grader_digest", lambda: "the same")
+
+    def since():
+        names = sorted(log.read_text().split("\n")[:-1])
+        log.write_text("")
+        return names
+
+    return since
+
+
+def write_class(save, solved, student, *spoilt):
+    save(solved, "in", "ada", f"{NAME}.ipynb")
+    save(student, "in", "=eve", f"{NAME}.ipynb")
+    for word in spoilt:
+        for c in solved["cells"]:
+            if c.get("id") == "answer-mla-choose":
+                c["source"] = f"# EXERCISE mla-choose\ndef count_macs():\n    return '{word}'\n"
+        save(solved, "in", word.lower(), "mine.ipynb")
+
+
+def run(tmp_path, *more):
+    out = str(tmp_path / "out")
+    return cli.main(["grade", "03", str(tmp_path / "in"), "--out", out, "--no-sandbox", *more])
+
+
+def table(tmp_path):
+    return {r["student"]: r for r in csv.DictReader((tmp_path / "out" / "grades.csv").open())}
+
+
+def test_gradebook_and_pages(save, solved, student, tmp_path, graded, capsys):
+    write_class(save, solved, student)
+    deadline = tmp_path / "deadline.txt"
+    deadline.write_text("2001-01-01 12:00")
+    assert run(tmp_path, "--seed", "7", "--deadline", str(deadline)) == 0
+    rows = table(tmp_path)
+    assert rows["ada"]["total"] == "5"
+    assert rows["ada"]["max"] == "5"
+    assert rows["ada"]["mla-compress"] == "1"
+    assert rows["'=eve"]["total"] == "0"  # and no spreadsheet takes the name for a formula
+    assert rows["ada"]["late"].startswith("late by ")
+    data = json.loads((tmp_path / "out" / "grades.json").read_text())
+    assert data["seed"] == 7
+    assert [s["student"] for s in data["submissions"]] == ["=eve", "ada"]
+    pages = sorted(p.name for p in (tmp_path / "out" / "feedback").iterdir())
+    assert pages == ["ada.html", "eve-d883b8bd.html"]
+    assert "ada" in (tmp_path / "out" / "summary.html").read_text()
+    assert "median" in capsys.readouterr().out
+
+
+def test_resumes_and_grades_again_only_what_changed(save, solved, student, tmp_path, graded):
+    write_class(save, solved, student)
+    run(tmp_path)
+    assert graded() == ["=eve", "ada"]
+    seed = json.loads((tmp_path / "out" / "run.json").read_text())["seed"]
+    run(tmp_path)
+    assert graded() == []
+    solved["cells"][1]["source"] = "1 + 1"
+    save(solved, "in", "ada", f"{NAME}.ipynb")
+    run(tmp_path)
+    assert graded() == ["ada"]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["seed"] == seed
+    run(tmp_path, "--seed", str(seed + 1))
+    assert graded() == ["=eve", "ada"]
+    for path in (tmp_path / "out" / "results").glob("ada*.json"):
+        path.write_text(path.read_text()[:-100])  # cut off by a full disk
+    run(tmp_path)
+    assert graded() == ["ada"]
+
+
+def test_a_dying_grader_is_its_own_error_and_nobody_elses(
+    save, solved, student, tmp_path, graded, capsys
+):
+    write_class(save, solved, student, "BOOM", "KILL", "FAULT")
+    assert run(tmp_path, "--jobs", "2") == 1
+    rows = table(tmp_path)
+    assert rows["ada"]["total"] == "5"
+    told = {"boom": "status 3", "kill": "signal 9", "fault": "the disk is full"}
+    for name, word in told.items():
+        assert word in rows[name]["needs a human"]
+    data = json.loads((tmp_path / "out" / "grades.json").read_text())
+    broken = [s for s in data["submissions"] if s["student"] in told]
+    assert {e["status"] for s in broken for e in s["exercises"]} == {"grader error"}
+    assert "needs a human: kill" in capsys.readouterr().out
+    assert graded() == ["=eve", "ada"]
+    book = Gradebook(tmp_path / "out", *_notebook(), Options(data["seed"], isolate=False))
+    left = book.resume(collect(tmp_path / "in", NAME, book.pristine.ids))
+    assert sorted(s.student for s in left) == sorted(told)  # tried again next time: our fault
+
+
+def _notebook():
+    path = find_notebook("03").resolve()
+    return Pristine.read(path), path
+
+
+def test_a_hanging_grader_is_given_up(save, solved, student, tmp_path, graded):
+    write_class(save, solved, student, "HANG")
+    path = str(tmp_path / "in" / "hang" / "mine.ipynb")
+    task = {"student": "hang", "path": path, "notebook": str(_notebook()[1]), "seed": 1}
+    found = list(Pool(1, FAKE).run([task], seconds=6.0))
+    assert [(t["student"], r, e) for t, r, e in found] == [("hang", None, "no grade within 6 s")]
+
+
+def test_missing_and_unreadable_submissions(save, solved, student, tmp_path, graded):
+    write_class(save, solved, student)
+    (tmp_path / "in" / "nobody").mkdir()
+    save("{", "in", "kurt", "x.ipynb")
+    assert run(tmp_path) == 1
+    rows = table(tmp_path)
+    assert rows["nobody"]["problems"] == "handed in no notebook"
+    assert rows["nobody"]["needs a human"] == ""
+    assert "is not JSON" in rows["kurt"]["needs a human"]
+    assert rows["kurt"]["total"] == "0"
+
+
+def test_what_the_command_refuses(save, solved, student, tmp_path, graded, capsys):
+    write_class(save, solved, student)
+    inside = str(tmp_path / "in" / "grades")
+    assert cli.main(["grade", "03", str(tmp_path / "in"), "--out", inside]) == 2
+    assert "outside the submissions" in capsys.readouterr().err
+    assert cli.main(["grade", "99", str(tmp_path / "in"), "--out", str(tmp_path / "o")]) == 2
+    assert "is no notebook; there are 00_start_here" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["grade", "03"])
+    run(tmp_path)
+    assert cli.main(["grade", "00", str(tmp_path / "in"), "--out", str(tmp_path / "out"),
+                     "--no-sandbox"]) == 2  # fmt: skip
+    assert "holds grades of 03_latent_attention" in capsys.readouterr().err
+
+
+def test_no_isolation_no_grading(save, solved, student, tmp_path, graded, capsys, monkeypatch):
+    sandbox = pytest.importorskip("minids3.grade.sandbox")
+    monkeypatch.setattr(sandbox, "missing", lambda: ["this kernel has no Landlock"])
+    write_class(save, solved, student)
+    out = str(tmp_path / "out")
+    assert cli.main(["grade", "03", str(tmp_path / "in"), "--out", out]) == 2
+    assert "no Landlock" in capsys.readouterr().err
+    assert not os.path.exists(out)
+
+
+def test_file_names_differ_on_every_file_system():
+    names = file_names(["Ada", "ada", "../../etc/passwd", "ä ö", "a" * 300, "", ".hidden", "ä_ö"])
+    assert len({n.casefold() for n in names.values()}) == len(names)
+    for name in names.values():
+        assert "/" not in name
+        assert not name.startswith(".")
+        assert 0 < len(name) < 100
+
+
+def test_self_tells_the_public_story(save, solved, student, tmp_path, capsys):
+    assert cli.main(["grade", "--self", str(save(solved, "mine.ipynb"))]) == 0
+    assert "public checks: 22 of 22 points" in capsys.readouterr().out
+    wrong = next(c for c in student["cells"] if c.get("id") == "answer-mla-choose")
+    wrong["source"] = "# EXERCISE mla-choose\ndef count_macs(*a):\n    return helper(a)\n"
+    student["cells"].insert(2, {"cell_type": "code", "source": "def helper(a):\n    return 1, 2\n"})
+    assert cli.main(["grade", "--self", str(save(student, "mine.ipynb"))]) == 1
+    said = capsys.readouterr().out
+    assert "mla-compress   not written yet" in said
+    assert "no    naive, T = 1 on S = 1,000 at V3's sizes" in said
+    assert "ok    runs on V3's sizes and returns two numbers" in said
+    assert cli.main(["grade", "--self", str(save({"cells": []}, "other.ipynb"))]) == 2
