@@ -14,6 +14,7 @@ from minids3.numerics import (
     FP32,
     UE8M0,
     FloatFormat,
+    cut,
     decode,
     encode,
     fields,
@@ -237,3 +238,14 @@ def test_ulps_are_steps_of_nextafter():
     assert ulp_distance(torch.tensor([0.0]), torch.tensor([-0.0])).tolist() == [0]
     with pytest.raises(ValueError, match="NaN"):
         ulp_distance(torch.tensor([math.nan]), torch.tensor([1.0]))
+
+
+def test_cut_drops_what_lies_below_the_largest_numbers_last_bit():
+    x = torch.tensor([1.0, 2.0**-13, 2.0**-14, 1.9999, -1.9999, 0.0], dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64)
+    grid = 2.0**-13
+    assert cut(x, one).tolist() == [math.trunc(v / grid) * grid for v in x.tolist()]
+    assert torch.equal(cut(x, -one), cut(x, one))
+    assert cut(x, 1024 * one)[1:3].tolist() == [0.0, 0.0]
+    own = cut(x, x, fraction_bits=3)
+    assert own.tolist() == [1.0, 2.0**-13, 2.0**-14, 1.875, -1.875, 0.0]

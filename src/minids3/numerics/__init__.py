@@ -4,7 +4,7 @@ Everything here is arithmetic on tensors that says what a format *is*; nothing h
 formats equal PyTorch's own casts for every code and input (``tests/numerics``).
 """
 
-from minids3.numerics.accumulate import limited_matmul
+from minids3.numerics.accumulate import cut, limited_matmul
 from minids3.numerics.formats import (
     BF16,
     E4M3,
@@ -35,6 +35,7 @@ __all__ = [
     "FP32",
     "UE8M0",
     "FloatFormat",
+    "cut",
     "decode",
     "encode",
     "fields",

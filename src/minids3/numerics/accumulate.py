@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["limited_matmul"]
+__all__ = ["cut", "limited_matmul"]
 
 
 def limited_matmul(
@@ -51,9 +51,9 @@ def limited_matmul(
     for start in range(0, a.shape[1], step):
         products = a[:, start : start + step, None] * b[None, start : start + step]
         terms = torch.cat((products, register[:, None]), 1)  # [M, step + 1, N]
-        register = _cut(
-            _cut_to(terms, terms.abs().amax(1, keepdim=True), fraction_bits).sum(1), fraction_bits
-        )
+        aligned = cut(terms, terms.abs().amax(1, keepdim=True), fraction_bits)
+        register = aligned.sum(1)
+        register = cut(register, register, fraction_bits)
         done = start + step
         if promote_every is not None and done % promote_every == 0:
             total += register.float()
@@ -61,12 +61,20 @@ def limited_matmul(
     return total + register.float()
 
 
-def _cut_to(x: Tensor, largest: Tensor, fraction_bits: int) -> Tensor:
-    """Cut ``x`` towards zero to the grid that ``largest`` would have with these fraction bits."""
+def cut(x: Tensor, largest: Tensor, fraction_bits: int = 13) -> Tensor:
+    """``x`` cut towards zero to the grid that ``largest`` has with so many fraction bits.
+
+    Where the leading bit of ``largest`` stands for 2^e, everything below 2^(e - fraction_bits) is
+    dropped. With ``largest = x`` this shortens each number by itself.
+
+    Args:
+        x: any floating dtype; exact in fp64.
+        largest: broadcast against ``x``; the sign does not count.
+        fraction_bits: kept below the leading bit.
+
+    Returns:
+        the dtype and broadcast shape of ``x``.
+    """
     _, power = torch.frexp(largest)  # largest = [0.5, 1) * 2^power, leading bit 2^(power - 1)
     shift = fraction_bits + 1 - power
     return torch.ldexp(torch.ldexp(x, shift).trunc(), -shift)
-
-
-def _cut(x: Tensor, fraction_bits: int) -> Tensor:
-    return _cut_to(x, x.abs(), fraction_bits)
