@@ -15,6 +15,7 @@ from minids3.sim.bill.lines_04 import line_04
 from minids3.sim.bill.lines_05 import line_05
 from minids3.sim.bill.lines_06 import line_06
 from minids3.sim.bill.lines_08 import line_08
+from minids3.sim.bill.lines_09 import line_09
 from minids3.sim.bill.lines_10 import line_10
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "line_05",
     "line_06",
     "line_08",
+    "line_09",
     "line_10",
     "lines",
     "show",
