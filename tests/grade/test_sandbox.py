@@ -48,6 +48,7 @@ acts = {
 print(json.dumps({name: attempt(act) for name, act in acts.items()}))
 """
 ALLOWED = {"scratch", "thread", "library", "null", "own signal"}
+PRETENDED = {"chmod", "utime"}  # seem to work
 
 
 def probe(tmp_path, uid):
@@ -55,6 +56,7 @@ def probe(tmp_path, uid):
     victim.parent.mkdir()
     victim.write_text("grades")
     victim.chmod(0o666)
+    before = os.stat(victim)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     for folder in (tmp_path, scratch, victim.parent):
@@ -66,6 +68,8 @@ def probe(tmp_path, uid):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert victim.read_text() == "grades"
+    after = os.stat(victim)
+    assert (after.st_mode, after.st_mtime) == (before.st_mode, before.st_mtime)
     return json.loads(done.stdout)
 
 
@@ -81,7 +85,9 @@ def test_the_sandbox_holds(tmp_path, uid):
         if path.name.startswith("pytest-"):
             path.chmod(0o755)
     told = probe(tmp_path, uid)
-    assert {name for name, outcome in told.items() if outcome == "done"} == ALLOWED, told
+    assert {name for name, outcome in told.items() if outcome == "done"} == ALLOWED | PRETENDED, (
+        told
+    )
 
 
 def test_trees_leave_out_what_is_hidden(tmp_path):

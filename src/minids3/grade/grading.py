@@ -37,7 +37,7 @@ from minids3.grade.scoring import Run, judge, score, told, untouched
 from minids3.grade.slices import python_of
 from minids3.grade.zygote import GraderFault, Zygote
 
-__all__ = ["Grader", "grade_submission", "hidden_seeds"]
+__all__ = ["Grader", "given_before", "grade_submission", "hidden_seeds"]
 
 _HIDDEN = 2
 _PRELUDE = """\
@@ -96,7 +96,7 @@ class Grader:
     ) -> SubmissionResult:
         """Grade all programs of one submission."""
         start = time.perf_counter()
-        before = _given_before(answers.merged)
+        before = given_before(answers.merged)
         result = SubmissionResult(
             student=student,
             notebook=answers.notebook,
@@ -192,7 +192,7 @@ class Grader:
         return self._rules[key]
 
 
-def _given_before(notebook: dict[str, Any]) -> dict[str, list[str]]:
+def given_before(notebook: dict[str, Any]) -> dict[str, list[str]]:
     """Return, for each exercise of a merged notebook, the instructor's cells above its answer."""
     above: list[str] = []
     found: dict[str, list[str]] = {}
@@ -273,7 +273,8 @@ def grade_submission(
         ValueError: the private folder has a file that cannot be used.
     """
     kernels = any(_is_kernel(p.id) for p in answers.programs)
-    key = (limits, isolate, private, tuple(hidden), kernels)
+    hidden = tuple(hidden)
+    key = (limits, isolate, private, hidden, kernels)
     if key not in _GRADERS:
         if not _GRADERS:
             atexit.register(_close_all)

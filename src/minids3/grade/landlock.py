@@ -88,6 +88,7 @@ def restrict(
     devices: Iterable[Path] = (),
     listed: Iterable[Path] = (),
     signals: bool = True,
+    tcp: bool = True,
 ) -> int:
     """Restrict this process and its descendants; returns the version used.
 
@@ -97,6 +98,7 @@ def restrict(
         devices: files that can be read and written, such as /dev/null.
         listed: directories whose names can be listed.
         signals: keep signals and abstract sockets inside (from version 6).
+        tcp: allow no TCP port (from version 4).
 
     Raises:
         OSError: the kernel has no Landlock or refuses.
@@ -105,10 +107,10 @@ def restrict(
     if version < 1:
         raise OSError("this kernel has no Landlock")
     every = (1 << _KNOWN.get(version, 16)) - 1
-    tcp = 0b11 if version >= 4 else 0
+    ports = 0b11 if version >= 4 and tcp else 0
     scope = 0b11 if version >= 6 and signals else 0
     # The structure grew with the versions: pass as much of it as this kernel has.
-    fields = (every,) if version < 4 else (every, tcp) if version < 6 else (every, tcp, scope)
+    fields = (every,) if version < 4 else (every, ports) if version < 6 else (every, ports, scope)
     attributes = ctypes.create_string_buffer(struct.pack(f"={len(fields)}Q", *fields))
     size = ctypes.c_size_t(8 * len(fields))
     made = _libc().syscall(_CREATE, attributes, size, ctypes.c_uint32(0))

@@ -25,7 +25,16 @@ from typing import Any
 
 from minids3.grade import landlock, seccomp
 
-__all__ = ["Limits", "Unavailable", "describe", "enter", "environment", "granted", "missing"]
+__all__ = [
+    "Limits",
+    "Unavailable",
+    "describe",
+    "enter",
+    "environment",
+    "granted",
+    "limit_processes",
+    "missing",
+]
 
 _MIB = 1 << 20
 _FIRST_UID, _UIDS = 61184, 4000  # a range that systems keep for passing users
@@ -43,7 +52,7 @@ class Limits:
     load_seconds: float = 20.0  # the cells before and with the answer
     exercise_seconds: float = 60.0  # all calls of one exercise together
     cpu_seconds: int = 40
-    memory_mib: int = 3072  # beyond what torch itself takes
+    memory_mib: int = 2048  # beyond what torch itself takes
     file_mib: int = 32
     scratch_mib: int = 128
     open_files: int = 128
@@ -133,9 +142,11 @@ def _virtual_size() -> int:
         return int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")
 
 
-def _set_limits(limits: Limits) -> None:
+def limit_processes(limits: Limits, memory_mib: int | None = None) -> None:
+    """Set resource limits; ``memory_mib`` in the place of this process's size and an allowance."""
     if sys.platform.startswith("linux"):  # elsewhere an address-space limit stops torch itself
-        _limit(resource.RLIMIT_AS, _virtual_size() + limits.memory_mib * _MIB)
+        own = limits.memory_mib * _MIB + _virtual_size()
+        _limit(resource.RLIMIT_AS, own if memory_mib is None else memory_mib * _MIB)
         _limit(resource.RLIMIT_MSGQUEUE, 0)
         if os.geteuid() >= _FIRST_UID:  # a user of its own: the count is its own, too
             _limit(resource.RLIMIT_NPROC, limits.threads)
@@ -197,10 +208,12 @@ def enter(
     os.chdir(scratch)
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # dies with its parent
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")  # short of memory, the kernel takes this process first
     if isolate and os.geteuid() == 0:
         _leave_root(scratch, slot)
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # changing the user forgot it
-    _set_limits(limits)
+    limit_processes(limits)
     if isolate:
         landlock.restrict(
             read=map(Path, grants["read"]),

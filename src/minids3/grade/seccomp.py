@@ -70,17 +70,16 @@ def _op(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
     return struct.pack("=HBBI", code, yes, no, k)
 
 
-def _program() -> bytes:
-    machine = platform.machine()
-    column = 0 if machine == "x86_64" else 1
-    refuse = [_op(_RETURN, _ERRNO | _EPERM)]
-    number, argument = _op(_LOAD, 0), _op(_LOAD, 16)  # the first argument's low half
-    code = [_op(_LOAD, 4), _op(_EQUAL, _ARCH[machine], 1, 0), *refuse, number]
-    if machine == "x86_64":
-        code += [_op(_ABOVE, 0x40000000, 0, 1), *refuse]  # the x32 numbers
-    code += [_op(_EQUAL, _CLONE3[column], 0, 1), _op(_RETURN, _ERRNO | _ENOSYS)]  # falls back
+# These seem to work and change nothing: copying a file in one's own scratch ends with them.
+_PRETENDED = {
+    "chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "futimesat", "utimensat",
+}  # fmt: skip
+
+
+def _own_alone(column: int, refuse: list[bytes], argument: bytes) -> list[bytes]:
+    """Return the part that lets a process make threads, and signal and limit only itself."""
     # A clone must be a thread.
-    code += [_op(_EQUAL, _CLONE[column], 0, 4), argument, _op(_SET, _THREAD, 1, 0), *refuse]
+    code = [_op(_EQUAL, _CLONE[column], 0, 4), argument, _op(_SET, _THREAD, 1, 0), *refuse]
     code += [_op(_RETURN, _ALLOW)]
     # Signals go to this process alone, limits are one's own (0, or one's process).
     for call, allowed in ((_KILL, (os.getpid(),)), (_TGKILL, (os.getpid(),)),
@@ -88,20 +87,47 @@ def _program() -> bytes:
         tests = [_op(_EQUAL, pid, len(allowed) - i, 0) for i, pid in enumerate(allowed)]
         code += [_op(_EQUAL, call[column], 0, 3 + len(tests)), argument, *tests, *refuse]
         code += [_op(_RETURN, _ALLOW)]
-    for numbers in _CALLS.values():
-        if numbers[column] is not None:
-            code += [_op(_EQUAL, numbers[column], 0, 1), *refuse]
+    return code
+
+
+# What a notebook's kernel needs: to be started, and to talk to its client over loopback.
+_KERNEL_NEEDS = {
+    "fork", "vfork", "execve", "execveat", "socket", "connect", "bind", "listen", "tkill",
+    "sched_setscheduler", "sched_setparam",
+    "inotify_init", "inotify_init1", "inotify_add_watch",
+}  # fmt: skip
+
+
+def _program(kernel: bool) -> bytes:
+    machine = platform.machine()
+    column = 0 if machine == "x86_64" else 1
+    refuse = [_op(_RETURN, _ERRNO | _EPERM)]
+    number, argument = _op(_LOAD, 0), _op(_LOAD, 16)  # the first argument's low half
+    code = [_op(_LOAD, 4), _op(_EQUAL, _ARCH[machine], 1, 0), *refuse, number]
+    if machine == "x86_64":
+        code += [_op(_ABOVE, 0x40000000, 0, 1), *refuse]  # the x32 numbers
+    free = _KERNEL_NEEDS if kernel else set()
+    code += [_op(_EQUAL, _CLONE3[column], 0, 1), _op(_RETURN, _ERRNO | _ENOSYS)]  # falls back
+    if not kernel:
+        code += _own_alone(column, refuse, argument)
+    for name, numbers in _CALLS.items():
+        if numbers[column] is not None and name not in free:
+            answer = [_op(_RETURN, _ERRNO)] if name in _PRETENDED else refuse
+            code += [_op(_EQUAL, numbers[column], 0, 1), *answer]
     return b"".join([*code, _op(_RETURN, _ALLOW)])
 
 
-def deny() -> None:
+def deny(kernel: bool = False) -> None:
     """Install the filter in this process, for good.
+
+    ``kernel`` leaves out what starting a notebook's kernel and talking to it needs: for a process
+    that is already alone in a network and a process namespace of its own.
 
     Raises:
         OSError: the kernel refuses.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    program = _program()
+    program = _program(kernel)
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
     if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.create_string_buffer(header), 0, 0):

@@ -24,7 +24,15 @@ from minids3.grade.tripwire import resolve
 
 __all__ = ["INSIDE", "codes", "dotted", "forbidden", "imports", "load_package", "named", "unusual"]
 
-_OPEN = ("minids3.config", "minids3.viz", "minids3.course", "minids3.grade", "minids3.bench")
+_OPEN = (
+    "minids3.kernels.language",
+    "minids3.kernels.launch",
+    "minids3.config",
+    "minids3.viz",
+    "minids3.course",
+    "minids3.grade",
+    "minids3.bench",
+)
 _OURS = "minids3.course.exercises"
 INSIDE = "at work inside what the notebook gives"  # so it must go on working there
 _LOOKUPS = {"getattr", "__import__", "import_module", "eval", "exec", "resolve_name", "attrgetter"}
