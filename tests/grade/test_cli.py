@@ -96,6 +96,28 @@ def test_resumes_and_grades_again_only_what_changed(save, solved, student, tmp_p
     assert graded() == ["ada"]
 
 
+def test_an_interruption_costs_only_what_is_under_way(
+    save, solved, student, tmp_path, graded, capsys, monkeypatch
+):
+    write_class(save, solved, student)
+
+    class Stopped(Pool):
+        def run(self, tasks, seconds=900.0):
+            yield next(super().run(tasks[:1], seconds))
+            raise KeyboardInterrupt
+
+    whole = pool.Pool
+    monkeypatch.setattr(pool, "Pool", functools.partial(Stopped, command=FAKE))
+    assert run(tmp_path, "--jobs", "1") == 130
+    assert "goes on from here" in capsys.readouterr().err
+    first = graded()
+    assert len(first) == 1
+    monkeypatch.setattr(pool, "Pool", whole)
+    assert run(tmp_path) == 0
+    assert sorted(first + graded()) == ["=eve", "ada"]
+    assert len(table(tmp_path)) == 2
+
+
 def test_a_dying_grader_is_its_own_error_and_nobody_elses(
     save, solved, student, tmp_path, graded, capsys
 ):
@@ -187,3 +209,18 @@ def test_self_tells_the_public_story(save, solved, student, tmp_path, capsys):
     assert "no    naive, T = 1 on S = 1,000 at V3's sizes" in said
     assert "ok    runs on V3's sizes and returns two numbers" in said
     assert cli.main(["grade", "--self", str(save({"cells": []}, "other.ipynb"))]) == 2
+
+
+@pytest.mark.slow
+def test_real_grades_end_to_end(save, solved, student, tmp_path):
+    sandbox = pytest.importorskip("minids3.grade.sandbox")
+    write_class(save, solved, student)
+    trust = ["--no-sandbox"] if sandbox.missing() else []
+    out = str(tmp_path / "out")
+    cli.main(["grade", "03", str(tmp_path / "in"), "--out", out, "--jobs", "1", *trust])
+    rows = table(tmp_path)
+    assert rows["ada"]["total"] == rows["ada"]["max"] == "22"
+    assert rows["'=eve"]["total"] == "0"
+    assert rows["ada"]["needs a human"] == rows["'=eve"]["needs a human"] == ""
+    page = (tmp_path / "out" / "feedback" / "ada.html").read_text()
+    assert "Everything passed" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     grade.add_argument("--deadline", type=Path, help="a time, or a CSV file of student,deadline")
     grade.add_argument("--jobs", type=int, default=0, help="processes (default: one per core)")
     grade.add_argument("--no-sandbox", action="store_true", help="you trust every line you grade")
+    grade.add_argument("--nbval", action="store_true", help="also run nbval over the public checks")
     grade.add_argument("--self", action="store_true", help="the public checks of your notebook")
     release = commands.add_parser("release", help="make the bundle that students get")
     release.add_argument("notebooks", nargs="+", help="numbers or names, such as 03 04")
@@ -96,7 +98,7 @@ def _grade(args: argparse.Namespace) -> int:
     if private is not None and not private.is_dir():
         raise ValueError(f"there is no folder {args.private} with private checks")
     hidden = tuple(p for p in (out, folder, private) if p is not None)
-    options = Options(choose_seed(out, args.seed), not args.no_sandbox, private, hidden)
+    options = Options(choose_seed(out, args.seed), not args.no_sandbox, private, hidden, args.nbval)
     _try_sandbox(options)
     submissions = collect(folder, pristine.name, pristine.ids)
     book = Gradebook(out, pristine, path, options)
@@ -135,13 +137,14 @@ def _try_sandbox(options: object) -> None:
 def _tell(out: Path, results: list[object], seed: int) -> int:
     """Print the outcome in a few lines; return 1 if something waits for a human."""
     waiting = [(r.student, s) for r in results for s in r.needs_human]  # type: ignore[attr-defined]
-    totals = sorted(r.points for r in results)  # type: ignore[attr-defined]
+    totals = [r.points for r in results if r.path]  # type: ignore[attr-defined]
     most = max((r.max_points for r in results), default=0.0)  # type: ignore[attr-defined]
-    middle = totals[len(totals) // 2] if totals else 0.0
-    print(f"{len(results)} submissions, median {middle:g} of {most:g} points, seed {seed}")
+    middle = round(statistics.median(totals), 2) if totals else 0.0
+    print(f"{len(totals)} submissions graded, median {middle:g} of {most:g} points, seed {seed}")
     print(f"{out / 'grades.csv'}\n{out / 'summary.html'}\n{out / 'feedback'}/")
     for student, sentence in waiting[:20]:
-        print(f"needs a human: {student}: {sentence}")
+        line = f"needs a human: {student}: {sentence}"
+        print("".join(c if c.isprintable() else "?" for c in line))  # no terminal codes of theirs
     if len(waiting) > 20:
         print(f"... and {len(waiting) - 20} more in summary.html")
     return 1 if waiting else 0

@@ -27,8 +27,9 @@ from minids3.grade.records import ExerciseResult, SubmissionResult
 __all__ = ["Gradebook", "Options", "file_names", "write"]
 
 
-# Modules that decide no grade: a better page is no reason to grade again.
-_NO_MATTER = {"pages", "feedback", "summary", "cli", "release", "own", "pool", "guide"}
+# Modules that decide no grade: a better page or a stricter sandbox is no reason to grade again.
+_NO_MATTER = {"pages", "feedback", "summary", "cli", "release", "own", "pool", "guide", "job"}
+_NO_MATTER |= {"gradebook", "sandbox", "landlock", "seccomp", "nbval_run", "build", "setup"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Options:
     isolate: bool = True
     private: Path | None = None
     hidden: tuple[Path, ...] = ()
+    nbval: bool = False
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -103,7 +105,7 @@ class Gradebook:
         private = self.options.private
         kept = _digest(private.rglob("*.py")) if private else ""
         parts = [self.pristine.digest, grader_digest(), self.options.seed]
-        self._common = json.dumps([*parts, self.options.isolate, kept])
+        self._common = json.dumps([*parts, self.options.isolate, self.options.nbval, kept])
 
     # what is to do -----------------------------------------------------------------------------
 
@@ -139,6 +141,7 @@ class Gradebook:
             "isolate": o.isolate,
             "private": str(o.private) if o.private else "",
             "hidden": [str(p) for p in o.hidden],
+            "nbval": o.nbval,
         }
 
     # what is kept ------------------------------------------------------------------------------
@@ -161,7 +164,7 @@ class Gradebook:
                 continue
             result.late = late.get(s.student, "")
             result.problems = list(dict.fromkeys([*s.problems, *result.problems]))
-            result.remarks = list(s.remarks)
+            result.remarks = [*s.remarks, *_against_nbval(result)]
             found.append(result)
         write(self.out / "grades.csv", "".join(_table(found, self.pristine)))
         write(
@@ -191,6 +194,19 @@ class Gradebook:
                 raise ValueError(f"{self.out} holds grades of {before}; choose another folder")
         record = {"notebook": self.pristine.name, "seed": self.options.seed}
         write(place, json.dumps(record) + "\n")
+
+
+def _against_nbval(result: SubmissionResult) -> list[str]:
+    """Say where nbval's public story and the grade differ: a reason to read that answer."""
+    said = {c.id.removeprefix("check-"): c.outcome for c in result.nbval}
+    found = []
+    for e in result.exercises:
+        outcome = said.get(e.id)
+        if outcome == "passed" and e.status in ("partial", "failed", "stub"):
+            found.append(f"{e.id}: nbval's public check passed, graded {e.status}")
+        elif outcome == "failed" and e.status == "passed":
+            found.append(f"{e.id}: nbval's public check failed, graded passed")
+    return found
 
 
 def _read(path: Path) -> SubmissionResult | None:

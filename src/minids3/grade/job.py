@@ -33,15 +33,21 @@ def grade_one(task: dict[str, Any]) -> SubmissionResult:
 
     pristine = _pristine(task["notebook"])
     answers = merge(pristine, load(Path(task["path"])))
-    return grade_submission(
+    hidden = tuple(Path(p) for p in task["hidden"])
+    result = grade_submission(
         answers,
         seed=task["seed"],
         student=task["student"],
         path=task["path"],
         isolate=task["isolate"],
         private=Path(task["private"]) if task["private"] else None,
-        hidden=tuple(Path(p) for p in task["hidden"]),
+        hidden=hidden,
     )
+    if task["nbval"]:
+        from minids3.grade.nbval_run import run_public
+
+        result.nbval = run_public(answers.public, isolate=task["isolate"], hidden=hidden)
+    return result
 
 
 def failed(task: dict[str, Any], message: str) -> SubmissionResult:
