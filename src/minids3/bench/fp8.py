@@ -49,10 +49,10 @@ SMALL = {
 }
 EXPERIMENTS = {
     "continued": TrainConfig(
-        steps=80, lr=3e-4, batch_size=4, warmup_steps=5, decay_start=30, min_lr=2e-5
+        steps=50, lr=1e-4, batch_size=4, warmup_steps=3, decay_start=10, min_lr=1e-6
     ),
     "scratch": TrainConfig(
-        steps=250, lr=4e-3, batch_size=4, warmup_steps=20, decay_start=83, min_lr=1e-4
+        steps=120, lr=4e-3, batch_size=4, warmup_steps=10, decay_start=40, min_lr=1e-4
     ),
 }
 VALIDATION = (16, 128, 12)  # rows, positions, batches
@@ -71,7 +71,7 @@ RECIPES: dict[str, Float8Recipe | None] = {
 ORDER = (
     ("continued", ("bf16", "fp8", "fp32")),
     ("continued", ("per tensor", "no scales", "block gradients", "no promotion", "no master")),
-    ("scratch", ("bf16", "fp8", "fp32", "no scales")),
+    ("scratch", ("bf16", "fp8", "fp32")),
 )
 
 
@@ -111,16 +111,20 @@ def train_once(experiment: str, name: str, seed: int) -> dict[str, Any]:
                 round_weights(model)
     except FloatingPointError as error:
         return {**found, "failed": str(error), "step": trainer.step}
-    rows, positions, count = VALIDATION
-    valid = PackedBatches(load_split("validation"), rows, positions, shuffle=False)
     losses = trainer.history.train_loss
     return {
         **found,
-        "valid_loss": evaluate(model, valid, count),
+        "valid_loss": _validate(model),
         "last_train_loss": statistics.fmean(losses[-LAST:]),
         "train_loss": [round(x, 4) for x in losses],
         "seconds": round(time.perf_counter() - clock),
     }
+
+
+def _validate(model: Transformer) -> float:
+    rows, positions, count = VALIDATION
+    valid = PackedBatches(load_split("validation"), rows, positions, shuffle=False)
+    return evaluate(model, valid, count)
 
 
 def gaps(
@@ -157,6 +161,7 @@ def run(device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
         "about": environment(device),
         "settings": settings,
         "floor": entropy_floor(load_split("validation")),
+        "start": _validate(start("continued", "bf16", 0)),
         "runs": runs,
     }
     done = {(r["experiment"], r["recipe"], r["seed"]) for r in runs}
@@ -178,7 +183,7 @@ def run(device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
             _stepper(peer),
             work=8 * 128,
             unit="tokens/s",
-            rounds=rounds,
+            rounds=min(rounds, 5),
         ).to_dict()
         for name, peer in (("fp8", "fp32"), ("bf16", "fp32"), ("fp8", "bf16"))
     ]

@@ -1,0 +1,82 @@
+"""The FP8 table: gaps by hand, and a run that goes on where it was interrupted."""
+
+import json
+
+import pytest
+import torch
+
+from minids3.bench import fp8
+from minids3.config import get_config
+from minids3.model import Transformer
+from minids3.nn import to_float8
+from minids3.ref.quant import WEIGHT_BLOCK, dequantize_ref, quantize_ref
+
+
+def result(experiment, recipe, seed, loss):
+    return {"experiment": experiment, "recipe": recipe, "seed": seed, "valid_loss": loss}
+
+
+def test_gaps_are_paired_by_seed():
+    runs = [
+        result("continued", "bf16", 1, 2.0),
+        result("continued", "bf16", 2, 4.0),
+        result("continued", "fp8", 2, 4.02),
+        result("continued", "fp8", 1, 2.0),
+        result("continued", "fp8", 3, 9.0),
+        result("scratch", "fp8", 1, 9.0),
+        {"experiment": "continued", "recipe": "no scales", "seed": 1, "failed": "nan"},
+    ]
+    assert fp8.gaps(runs, "continued", "fp8") == pytest.approx([0.0, 0.5])
+    assert fp8.gaps(runs, "continued", "no scales") == []
+    assert fp8.gaps(runs, "scratch", "fp8") == []
+
+
+def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
+    path, calls = tmp_path / "fp8.json", []
+
+    def train_once(experiment, name, seed):
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        calls.append((experiment, name, seed))
+        loss = {**result(experiment, name, seed, 1.0), "last_train_loss": 1.0, "seconds": 1}
+        return loss
+
+    class Ratio:
+        def to_dict(self):
+            return {"name": "a against b", "ratio": 0.5}
+
+    monkeypatch.setattr(fp8, "train_once", train_once)
+    monkeypatch.setattr(fp8, "alternate", lambda *a, **k: Ratio())
+    monkeypatch.setattr(fp8, "_stepper", lambda name: None)
+    monkeypatch.setattr(fp8, "_validate", lambda model: 1.5)
+    monkeypatch.setattr(fp8, "record_path", lambda topic: path)
+    monkeypatch.setattr(
+        fp8, "recorded", lambda topic: json.loads(path.read_text()) if path.exists() else None
+    )
+    with pytest.raises(KeyboardInterrupt):
+        fp8.run()
+    assert len(json.loads(path.read_text())["runs"]) == 5
+    calls.clear()
+    monkeypatch.setattr(
+        fp8, "train_once", lambda *a: calls.append(a) or {**result(*a, 1.0), **TIME}
+    )
+    report = fp8.run()
+    wanted = sum(len(names) for _, names in fp8.ORDER) * len(fp8.SEEDS)
+    assert len(calls) == wanted - 5
+    assert len(report["runs"]) == wanted
+    with pytest.raises(ValueError, match="leave --device out"):
+        fp8.run(device="cuda")
+
+
+TIME = {"last_train_loss": 1.0, "seconds": 1}
+
+
+def test_without_masters_weights_are_e4m3_numbers():
+    torch.manual_seed(0)
+    model = Transformer(get_config("mini", num_hidden_layers=2, hidden_size=128))
+    done = to_float8(model)
+    fp8.round_weights(model)
+    weight = model.layers[0].mlp.up_proj.weight
+    again = dequantize_ref(*quantize_ref(weight, WEIGHT_BLOCK), WEIGHT_BLOCK)
+    torch.testing.assert_close(again, weight.data, rtol=1e-6, atol=0)
+    assert "lm_head" in done.kept
