@@ -438,8 +438,8 @@ ax.set(xlabel="row (bands: experts; dotted: every 16 rows)",
 ax.legend(loc="center right", fontsize=8.5)
 viz.show(fig, dpi=88, alt="Relative error of each of 76 rows. With your "
          f"map all are below 1e-6. With the careless map "
-         f"{int(wrong.sum())} rows have errors around 1, wherever a tile runs on into the next "
-         "expert's rows.")
+         f"{int(wrong.sum())} rows have errors around 1, wherever a tile "
+         "runs on into the next expert's rows.")
 
 # %% tags=["nbval-check-output"]
 print(f"careless: {int(wrong.sum())} of {len(wrong)} rows are wrong,",

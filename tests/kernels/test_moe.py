@@ -15,7 +15,7 @@ COUNTS = {
     "full tiles": [64, 128, 64],
     "one expert": [45],
     "all in the last": [0, 0, 0, 0, 30],
-    "more experts than rows": [0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    "more experts than rows": [0, 1, 0, 0, 1, 0, 0, 0, 1, 0],
 }
 
 
@@ -83,8 +83,9 @@ def test_the_tiles_cover_each_row_once_and_never_two_experts(device, name, block
 # grouped products -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((n, torch.float32) for n in COUNTS), ("ragged", torch.float16)]
+)
 def test_grouped_products_equal_the_loop(device, guard, name, dtype):
     counts = counts_of(name, device)
     m, e, n, k = int(counts.sum()), len(counts), 90, 70

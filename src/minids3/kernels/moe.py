@@ -55,7 +55,7 @@ def _permute_kernel(
     token = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + token * D + d, mask=d < D)
-    for k in range(TOP_K):
+    for k in tl.static_range(TOP_K):
         place = tl.load(inverse_ptr + token * TOP_K + k).to(tl.int64)
         tl.store(y_ptr + place * D + d, x, mask=d < D)
 
@@ -74,7 +74,7 @@ def _unpermute_kernel(
     token = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
-    for k in range(TOP_K):
+    for k in tl.static_range(TOP_K):
         place = tl.load(inverse_ptr + token * TOP_K + k).to(tl.int64)
         y = tl.load(y_ptr + place * D + d, mask=d < D, other=0.0).to(tl.float32)
         if WEIGHTED:
@@ -114,7 +114,7 @@ def permute(x: Tensor, *, inverse: Tensor, top_k: int) -> Tensor:
     """Copy each token to the places of its pairs: ``[N, D] -> [N*K, D]``, sorted by expert.
 
     Args:
-        x: ``[N, D]``, any dtype of 1, 2 or 4 bytes.
+        x: ``[N, D]``, any dtype of 1, 2, 4 or 8 bytes.
         inverse: ``[N*K]`` int32 or int64, the place of pair ``token * K + slot``.
         top_k: K.
 
@@ -131,7 +131,7 @@ def permute(x: Tensor, *, inverse: Tensor, top_k: int) -> Tensor:
     out = x.new_empty(n * top_k, d)
     if out.numel() == 0:
         return out
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[x.element_size()]
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     block = _block(d)
     _permute_kernel[(n, cdiv(d, block))](
         x.view(bits), inverse, out.view(bits), d, TOP_K=top_k, BLOCK=block
