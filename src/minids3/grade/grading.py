@@ -12,13 +12,17 @@ from __future__ import annotations
 import atexit
 import hashlib
 import inspect
+import os
 import random
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from minids3.course.hints import source_of
 from minids3.course.registry import Exercise, get
@@ -78,6 +82,8 @@ class Grader:
             hidden: folders that students' code may not read even where Python's library is.
             kernels: whether the exercises are Triton kernels.
         """
+        if kernels and "triton" not in sys.modules and not torch.cuda.is_available():
+            os.environ.setdefault("TRITON_INTERPRET", "1")  # heard only before the first import
         shortcuts.load_package(kernels)
         self.isolate = isolate
         self.private: dict[str, list[PrivateCheck]] = load_private(private) if private else {}

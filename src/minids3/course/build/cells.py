@@ -123,9 +123,12 @@ def _badge(name: str) -> str:
 
 
 def _effort(exercise: Exercise) -> str:
+    ready = [n for n in exercise.forbids if n.startswith("torch.") and "._" not in n]
+    name = ready[0].replace("torch.nn.functional.", "F.") if ready else ""
+    without = f" To be written without `{name}` and its like." if name else ""
     return (
         f"*Difficulty {exercise.difficulty} of 5 · importance {exercise.importance} of 5 · "
-        f"{exercise.minutes} minutes.*"
+        f"{exercise.minutes} minutes.{without}*"
     )
 
 
