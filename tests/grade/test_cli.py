@@ -27,7 +27,7 @@ def graded(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_LOG", str(log))
     monkeypatch.setattr(pool, "Pool", functools.partial(Pool, command=FAKE))
     # Somebody may be editing the library while the tests run.
-    monkeypatch.setattr(gradebook, "grader_digest", lambda: "the same")
+    monkeypatch.setattr(gradebook, "grader_digest", lambda name: "the same")
 
     def since():
         names = sorted(log.read_text().split("\n")[:-1])
@@ -186,6 +186,12 @@ def test_no_isolation_no_grading(save, solved, student, tmp_path, graded, capsys
     assert cli.main(["grade", "03", str(tmp_path / "in"), "--out", out]) == 2
     assert "no Landlock" in capsys.readouterr().err
     assert not os.path.exists(out)
+
+
+def test_other_notebooks_exercises_are_no_reason_to_grade_again():
+    names = ("00_start_here", "02_transformer_baseline", NAME)
+    assert len({gradebook.grader_digest(n) for n in names}) == 3
+    assert gradebook.grader_digest(NAME) == gradebook.grader_digest(NAME)
 
 
 def test_file_names_differ_on_every_file_system():

@@ -111,7 +111,8 @@ def _grade(args: argparse.Namespace) -> int:
     by_student = {s.student: s for s in left}
     tasks = [book.task(s) for s in left]
     jobs = max(1, min(args.jobs or os.cpu_count() or 1, len(tasks) or 1))
-    with tqdm(total=len(tasks), desc=f"grading {pristine.name}", disable=not tasks) as bar:
+    hide = {} if tasks else {"disable": True}  # not False: TQDM_DISABLE decides then
+    with tqdm(total=len(tasks), desc=f"grading {pristine.name}", **hide) as bar:
         for task, grade, error in Pool(jobs).run(tasks):
             result = SubmissionResult.from_dict(grade) if grade else failed(task, error)
             student = task["student"]

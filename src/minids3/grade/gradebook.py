@@ -29,7 +29,7 @@ __all__ = ["Gradebook", "Options", "file_names", "write"]
 
 # Modules that decide no grade: a better page or a stricter sandbox is no reason to grade again.
 _NO_MATTER = {"pages", "feedback", "summary", "cli", "release", "own", "pool", "guide", "job"}
-_NO_MATTER |= {"gradebook", "sandbox", "landlock", "seccomp", "nbval_run", "build", "setup"}
+_NO_MATTER |= {"gradebook", "sandbox", "landlock", "seccomp", "nbval_run", "setup", "progress"}
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,16 @@ def _digest(paths: Iterable[Path]) -> str:
     return sum.hexdigest()
 
 
-def grader_digest() -> str:
-    """Return a fingerprint of the exercises, their checks, and what grades them."""
+def grader_digest(notebook: str) -> str:
+    """Return a fingerprint of the notebook's exercises with their checks, and what grades them."""
     home = Path(minids3.__file__).parent
-    files = [p for area in ("course", "grade", "ref") for p in (home / area).rglob("*.py")]
-    return _digest(p for p in files if p.stem not in _NO_MATTER)
+    files = [*(home / "course").glob("*.py"), *(home / "grade").glob("*.py")]
+    own = [
+        p
+        for place in (home / "course" / "exercises").glob(f"nb{notebook}*")
+        for p in ([place] if place.is_file() else sorted(place.rglob("*.py")))
+    ]
+    return _digest([*(p for p in files if p.stem not in _NO_MATTER), *own])
 
 
 def choose_seed(out: Path, given: int | None) -> int:
@@ -104,7 +109,7 @@ class Gradebook:
         """Fingerprint all that the submissions share."""
         private = self.options.private
         kept = _digest(private.rglob("*.py")) if private else ""
-        parts = [self.pristine.digest, grader_digest(), self.options.seed]
+        parts = [self.pristine.digest, grader_digest(self.pristine.name), self.options.seed]
         self._common = json.dumps([*parts, self.options.isolate, self.options.nbval, kept])
 
     # what is to do -----------------------------------------------------------------------------

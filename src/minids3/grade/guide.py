@@ -39,16 +39,17 @@ def _facts(notebook: Pristine) -> tuple[str, str, str]:
 
 
 def _plan(notebooks: list[Pristine]) -> str:
-    lines = ["| notebook | exercises | points | minutes of writing | takes | needs |"]
+    lines = ["| notebook | exercises | points | minutes | of them writing | needs |"]
     lines.append("|---|---|---|---|---|---|")
     for n in notebooks:
         own = exercises(n.name)
         takes, needs, _ = _facts(n)
         points, minutes = sum(e.points for e in own), sum(e.minutes for e in own)
+        whole = re.search(r"\d+(?= minutes)", takes)
         title = re.sub(r"^\d\d · ", "", n.title)
         lines.append(
-            f"| {n.name[:2]} [{title}]({n.name}.ipynb) | {len(own)} | {points} | {minutes} "
-            f"| {takes} | {needs} |"
+            f"| {n.name[:2]} [{title}]({n.name}.ipynb) | {len(own)} | {points} "
+            f"| {whole[0] if whole else ''} | {minutes} | {needs} |"
         )
     return "\n".join(lines)
 
