@@ -69,9 +69,10 @@ E, K, D, WIDTH = 256, 8, 16, 8
 indices = route(512, E, K)
 counts = torch.bincount(indices.flatten(), minlength=E)
 torch.manual_seed(0)
+rows = torch.randn(512 * K, D)
 up, down = torch.randn(E, 2 * WIDTH, D), torch.randn(E, D, WIDTH)
 with Launches() as launches:
-    experts_loop(torch.randn(512 * K, D), counts, up, down)
+    experts_loop(rows, counts, up, down)
 print(f"one layer:  {launches.count:,} launches forward")
 print(f"58 layers: {58 * launches.count:,} launches, and 58 times the CPU "
       "waits to be told the counts")
@@ -358,15 +359,16 @@ viz.show(map_figure(few, tiles, 16), dpi=88, alt=f"Programs 0 to "
 # CHECK moe-grouped-gemm
 
 # %% [markdown]
-# Two launches: the map, the product. Does it equal a loop? **Predict** what
-# happens to experts 0 and 3, who have no rows.
+# Two launches: the map, the product. Does it equal a loop? Below, y is
+# poisoned with NaN first, so that a row which nobody writes shows up.
+# **Predict** what happens to experts 0, 3 and 7, who have no rows.
 
 # %% tags=["nbval-check-output"]
 def grouped_gemm(x, w, counts, block=16):
     """x [M, K] sorted by expert, w [E, N, K], counts [E] -> [M, N]."""
     (rows, k), n = x.shape, w.shape[1]
     tiles = tile_map(counts, rows, block)
-    y = torch.empty(rows, n, device=x.device)
+    y = torch.full((rows, n), math.nan, device=x.device)  # poison
     grid = (len(tiles), triton.cdiv(n, 32))
     launch(grouped_gemm_kernel, grid, x, w, tiles, y, n, k,
            BLOCK_M=block, BLOCK_N=32, BLOCK_K=32)
@@ -528,10 +530,10 @@ ratio = total["two kernels"] / total["fused"]
 print(f"fused moves {ratio:.2f} times fewer bytes")
 
 # %% [markdown]
-# A kernel like this does little arithmetic, so it takes as long as its
-# bytes do. And the scale, which needs the largest number of a tile *before*
-# the first can be written? All 128 numbers are in one program's registers:
-# no second look at memory.
+# A kernel like this does little arithmetic, so it should take about as long
+# as its bytes do. And the scale, which needs the largest number of a tile
+# *before* the first can be written? All 128 numbers are in one program's
+# registers: no second look at memory.
 
 # %%
 from minids3.kernels.fp8 import encode_e4m3
@@ -743,10 +745,10 @@ tally = {"loop": [], "grouped": []}
 for n_experts in crowd:
     chosen = route(32, n_experts, 2)
     load = torch.bincount(chosen.flatten(), minlength=n_experts)
-    u = torch.randn(n_experts, 16, 8)
-    d = torch.randn(n_experts, 8, 8)
+    u, d = torch.randn(n_experts, 16, 8), torch.randn(n_experts, 8, 8)
+    rows = torch.randn(64, 8)
     with Launches() as launches:
-        experts_loop(torch.randn(64, 8), load, u, d)
+        experts_loop(rows, load, u, d)
     tally["loop"].append(launches.count + 2)  # permute and combine
     launched.clear()
     experts_grouped(*(t.to(device) for t in (
@@ -773,8 +775,8 @@ print("loop:   ", tally["loop"])
 print("grouped:", tally["grouped"])
 
 # %% [markdown]
-# Four launches for every expert, or six for all. (Both lines leave out the
-# gate and the sorting, which the two ways share.)
+# Four launches for every expert and three besides, or six for all. (Both
+# lines leave out the gate and the sorting, which the two ways share.)
 
 # %% [markdown]
 # ## 11.9 And backward
