@@ -70,7 +70,8 @@ RECIPES: dict[str, Float8Recipe | None] = {
 }
 ORDER = (
     ("continued", ("bf16", "fp8", "fp32")),
-    ("continued", ("per tensor", "no scales", "block gradients", "no promotion", "no master")),
+    ("continued", ("per tensor", "no scales", "block gradients")),
+    ("continued", ("no promotion", "no master")),
     ("scratch", ("bf16", "fp8", "fp32")),
 )
 
