@@ -465,8 +465,8 @@ print("4 warps spill, 8 do not, a wider tile does:",
 # %% [markdown]
 # Now all three, on a layer of odd sizes. In wgrad both operands have a
 # scale per row: the library's kernel knows that from the shape of the
-# second scales. **Predict** the order of the three errors. Which one was rounded
-# more often than the others?
+# second scales. **Predict** the order of the three errors. Which one was
+# rounded more often than the others?
 
 # %%
 from minids3.kernels.gemm import fp8_gemm_nt
