@@ -14,6 +14,8 @@ from minids3.ref.norm import rms_norm_ref
 
 __all__ = ["RMSNormFunction", "rms_norm"]
 
+WIDEST_ROW = 16384  # the kernel holds a row in registers
+
 
 class RMSNormFunction(torch.autograd.Function):
     """The Triton kernels as one node of the graph; keeps ``x`` and one number per row."""
@@ -45,12 +47,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, backend: str = "au
         weight: ``[D]``.
         eps: added to the mean square.
         backend: ``"triton"``; ``"ref"``, the formula in plain PyTorch; ``"auto"``, Triton for CUDA
-            tensors and PyTorch's fused function, the same numbers, elsewhere.
+            tensors up to 16,384 wide and PyTorch's own function, the same numbers, elsewhere.
 
     Returns:
         ``[..., D]`` in the dtype of ``x``.
     """
-    if use_triton(x, backend):
+    too_wide = backend == "auto" and x.shape[-1] > WIDEST_ROW
+    if use_triton(x, backend) and not too_wide:
         return RMSNormFunction.apply(x, weight, eps)
     if backend == "ref":
         return rms_norm_ref(x, weight, eps)
