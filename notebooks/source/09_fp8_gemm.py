@@ -10,7 +10,7 @@
 # > the error is above **50 %** where sizes differ by 10,000, though a test
 # > with a sum of length 128 would not notice.
 #
-# **Takes** about 75 minutes to work through; 'Run all' about 2 minutes on
+# **Takes** about 75 minutes to work through; 'Run all' 2 to 4 minutes on
 # one CPU core, half of it compiling. **Needs** notebook 07 (Triton) and 08
 # (E4M3, tiles). **Afterwards** you can write the kernels behind an FP8
 # layer, say why its backward pass quantises twice, and read in an H100's
