@@ -91,3 +91,27 @@ def test_importing_the_package_needs_neither_triton_nor_transformers():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_without_triton_everything_imports_and_a_kernel_says_what_to_do():
+    code = """
+import sys, pkgutil, importlib
+sys.modules["triton"] = None
+import minids3.kernels
+for m in pkgutil.iter_modules(minids3.kernels.__path__):
+    importlib.import_module(f"minids3.kernels.{m.name}")
+from minids3.course.registry import exercises
+from minids3.course.run import run_check
+from minids3.kernels.fp8 import decode_e4m3
+found = exercises()
+assert len(found) > 30
+kernel = next(e for e in found if e.kernel)
+try:
+    decode_e4m3[(1,)](0)
+except ImportError as error:
+    assert "pip install triton" in str(error)
+else:
+    raise SystemExit("a kernel ran without Triton")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

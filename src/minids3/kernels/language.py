@@ -9,10 +9,17 @@ before Triton is imported for the first time. Chosen later it half works, so tha
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
 __all__ = ["jit", "tl", "triton"]
+
+
+_ADVICE = (
+    "Triton is not installed, so its kernels cannot run or be compiled here. There are Triton "
+    "packages for Linux on x86-64: pip install triton"
+)
 
 
 class _Missing:
@@ -21,10 +28,23 @@ class _Missing:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise ImportError(
-            "Triton is not installed, so its kernels cannot run or be compiled here. There are "
-            "Triton packages for Linux on x86-64: pip install triton"
-        )
+        raise ImportError(_ADVICE)
+
+
+class _MissingKernel:
+    """Stands for a kernel where there is no Triton; launching or calling it says so."""
+
+    def __init__(self, fn: Any) -> None:
+        self.fn = fn
+        self.__name__ = fn.__name__
+        self.__doc__ = fn.__doc__
+        self.arg_names = list(inspect.signature(fn).parameters)
+
+    def __getitem__(self, grid: Any) -> Any:
+        raise ImportError(_ADVICE)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ImportError(_ADVICE)
 
 
 try:
@@ -44,5 +64,10 @@ else:
 
 
 def jit(fn: Any) -> Any:
-    """``triton.jit``: compile for the GPU, or interpret if TRITON_INTERPRET=1."""
+    """``triton.jit``: compile for the GPU, or interpret if TRITON_INTERPRET=1.
+
+    Without Triton the result can be imported and looked at, and says what to do when used.
+    """
+    if isinstance(triton, _Missing):
+        return _MissingKernel(fn)
     return triton.jit(fn)
