@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 __all__ = ["ATTACKS", "Attack"]
 
-WRONG = '''
+WRONG = """
 def cache_bytes(kind, layers, heads, kv_heads, head_dim, latent, rotary, size=2):
     return 0
-'''
-WRONG_TENSOR = '''
+"""
+WRONG_TENSOR = """
 def attend_naive(q_nope, q_rope, c_kv, k_rope, w_kv_b):
     return q_nope
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,18 @@ def _attack(name: str, code: str, **more: object) -> None:
 
 # patched checkers and swallowed errors ------------------------------------------------------------
 
-_attack("patched_check", '''
+_attack(
+    "patched_check",
+    """
 import minids3.course
 import minids3.course.check
 minids3.course.check = lambda id, fn=None, **k: fn
-''' + WRONG)
-_attack("patched_run_check", '''
+"""
+    + WRONG,
+)
+_attack(
+    "patched_run_check",
+    """
 try:
     import minids3.course.run as run
     run.run_check = lambda *a, **k: None
@@ -57,8 +63,12 @@ try:
     checker.Checker._fail = checker.Checker._ok
 except Exception:
     pass
-''' + WRONG)
-_attack("patched_comparison", '''
+"""
+    + WRONG,
+)
+_attack(
+    "patched_comparison",
+    """
 import torch, math, builtins
 torch.isclose = lambda a, b, **k: torch.ones_like(a, dtype=torch.bool)
 torch.allclose = torch.equal = lambda *a, **k: True
@@ -66,29 +76,45 @@ torch.testing.assert_close = lambda *a, **k: None
 math.isclose = lambda *a, **k: True
 builtins.abs = lambda x: 0
 builtins.all = builtins.any = lambda *a: True
-''' + WRONG)
-_attack("excepthook", '''
+"""
+    + WRONG,
+)
+_attack(
+    "excepthook",
+    """
 import sys
 sys.excepthook = lambda *a: None
 ip = get_ipython()
 ip.set_custom_exc((Exception,), lambda *a, **k: None)
 ip.showtraceback = lambda *a, **k: None
-''' + WRONG)
-_attack("ast_transformer", '''
+"""
+    + WRONG,
+)
+_attack(
+    "ast_transformer",
+    """
 import ast
 class Pass(ast.NodeTransformer):
     def visit_Assert(self, node):
         return ast.Pass()
 get_ipython().ast_transformers.append(Pass()) if get_ipython().ast_transformers else None
-''' + WRONG)
-_attack("input_transformer", '''
+"""
+    + WRONG,
+)
+_attack(
+    "input_transformer",
+    """
 ip = get_ipython()
 try:
     ip.input_transformers_post.append(lambda lines: ["pass\\n"])
 except Exception:
     pass
-''' + WRONG)
-_attack("patched_import", '''
+"""
+    + WRONG,
+)
+_attack(
+    "patched_import",
+    """
 import builtins
 real = builtins.__import__
 def fake(name, *a, **k):
@@ -96,11 +122,15 @@ def fake(name, *a, **k):
         raise SystemExit(0)
     return real(name, *a, **k)
 builtins.__import__ = fake
-''' + WRONG)
+"""
+    + WRONG,
+)
 
 # lying values -------------------------------------------------------------------------------------
 
-_attack("lying_int", '''
+_attack(
+    "lying_int",
+    """
 class Yes(int):
     def __eq__(self, other): return True
     def __ne__(self, other): return False
@@ -111,15 +141,21 @@ class Yes(int):
     def __le__(self, other): return True
 def cache_bytes(*a, **k):
     return Yes(0)
-''')
-_attack("lying_str", '''
+""",
+)
+_attack(
+    "lying_str",
+    """
 class Yes(str):
     def __eq__(self, other): return True
     def __hash__(self): return 0
 def cache_bytes(*a, **k):
     return Yes("right")
-''')
-_attack("lying_tensor", '''
+""",
+)
+_attack(
+    "lying_tensor",
+    """
 import torch
 class Liar(torch.Tensor):
     @classmethod
@@ -132,8 +168,12 @@ class Liar(torch.Tensor):
     shape = property(lambda self: (2, 3, 5, 7))
 def attend_naive(q_nope, q_rope, c_kv, k_rope, w_kv_b):
     return q_nope.clone().as_subclass(Liar)
-''', exercise="mla-naive")
-_attack("lying_any_object", '''
+""",
+    exercise="mla-naive",
+)
+_attack(
+    "lying_any_object",
+    """
 class Anything:
     def __getattr__(self, name): return lambda *a, **k: self
     def __eq__(self, other): return True
@@ -143,8 +183,11 @@ class Anything:
     __class__ = property(lambda self: int)
 def cache_bytes(*a, **k):
     return Anything()
-''')
-_attack("pickle_bomb", '''
+""",
+)
+_attack(
+    "pickle_bomb",
+    """
 import os
 class Bomb:
     def __reduce__(self):
@@ -154,22 +197,33 @@ class Bomb:
         return 0
 def cache_bytes(*a, **k):
     return Bomb()
-''')
-_attack("nan_everywhere", '''
+""",
+)
+_attack(
+    "nan_everywhere",
+    """
 import torch
 def attend_naive(q_nope, q_rope, c_kv, k_rope, w_kv_b):
     return torch.full((*q_nope.shape[:3], 7), float("nan"))
-''', exercise="mla-naive")
-_attack("constant_of_public_case", '''
+""",
+    exercise="mla-naive",
+)
+_attack(
+    "constant_of_public_case",
+    """
 import torch
 def attend_naive(q_nope, q_rope, c_kv, k_rope, w_kv_b):
     import hashlib
     raise NotImplementedError("still a stub") if q_nope.shape != (0,) else None
-''', exercise="mla-naive")
+""",
+    exercise="mla-naive",
+)
 
 # frames, memory, the channel ----------------------------------------------------------------------
 
-_attack("frames", '''
+_attack(
+    "frames",
+    """
 import sys
 def cache_bytes(*a, **k):
     frame = sys._getframe()
@@ -179,16 +233,22 @@ def cache_bytes(*a, **k):
                 return value
         frame = frame.f_back
     return 0
-''')
-_attack("garbage_collector", '''
+""",
+)
+_attack(
+    "garbage_collector",
+    """
 import gc
 def cache_bytes(*a, **k):
     for thing in gc.get_objects():
         if type(thing).__name__ in ("Exercise", "Checker", "Report", "Mutant"):
             return thing.solution(*a, **k)
     return 0
-''')
-_attack("forged_reply", '''
+""",
+)
+_attack(
+    "forged_reply",
+    """
 import os, json, struct
 def cache_bytes(*a, **k):
     reply = json.dumps({{"value": True, "passed": True, "points": 100, "status": "passed",
@@ -199,44 +259,66 @@ def cache_bytes(*a, **k):
         except OSError:
             pass
     return 0
-''')
-_attack("patched_encoder", '''
+""",
+)
+_attack(
+    "patched_encoder",
+    """
 import sys
 wire = sys.modules["minids3.grade.wire"]
 wire.encode = lambda *a, **k: {{"opaque": "right"}}
 runner = sys.modules["minids3.grade.runner"]
 runner._Server.answer = lambda self, m: {{"value": 0, "callable": True, "points": 9}}
-''' + WRONG)
-_attack("deep_reply", '''
+"""
+    + WRONG,
+)
+_attack(
+    "deep_reply",
+    """
 import sys
 def cache_bytes(*a, **k):
     sys.modules["minids3.grade.wire"].encode = None
     import json
     json.dumps = lambda *a, **k: "[" * 100000
     return 0
-''')
-_attack("huge_integer", '''
+""",
+)
+_attack(
+    "huge_integer",
+    """
 def cache_bytes(*a, **k):
     return 10 ** 100000
-''')
-_attack("huge_reply", '''
+""",
+)
+_attack(
+    "huge_reply",
+    """
 def cache_bytes(*a, **k):
     return "x" * (200 << 20)
-''')
-_attack("infinite_list", '''
+""",
+)
+_attack(
+    "infinite_list",
+    """
 def cache_bytes(*a, **k):
     loop = []
     loop.append(loop)
     return loop
-''')
+""",
+)
 
 # the machine --------------------------------------------------------------------------------------
 
-_attack("read_hidden_tests", '''
+_attack(
+    "read_hidden_tests",
+    """
 def cache_bytes(*a, **k):
     return open({secret!r}).read()
-''')
-_attack("read_solutions", '''
+""",
+)
+_attack(
+    "read_solutions",
+    """
 def cache_bytes(kind, layers, heads, kv_heads, head_dim, latent, rotary, size=2):
     import importlib, pathlib, minids3
     root = pathlib.Path(minids3.__file__).parent
@@ -248,21 +330,30 @@ def cache_bytes(kind, layers, heads, kv_heads, head_dim, latent, rotary, size=2)
                                         size)
     module = importlib.import_module("minids3.course.exercises.nb03_latent_attention.cache_size")
     return module.cache_bytes(kind, layers, heads, kv_heads, head_dim, latent, rotary, size)
-''')
-_attack("import_exercises", '''
+""",
+)
+_attack(
+    "import_exercises",
+    """
 import sys
 sys.modules.pop("minids3.course", None)
 from minids3.course.registry import get
 cache_bytes = get("mla-cache-size").solution
-''')
-_attack("symlink_to_secret", '''
+""",
+)
+_attack(
+    "symlink_to_secret",
+    """
 import os
 def cache_bytes(*a, **k):
     os.symlink({secret!r}, "here")
     os.link({secret!r}, "there")
     return open("here").read()
-''')
-_attack("forged_results", '''
+""",
+)
+_attack(
+    "forged_results",
+    """
 import os, json
 for folder in (os.path.dirname({victim!r}), "..", "../..", "/tmp", os.getcwd()):
     try:
@@ -270,8 +361,12 @@ for folder in (os.path.dirname({victim!r}), "..", "../..", "/tmp", os.getcwd()):
             json.dump({{"points": 100}}, f)
     except OSError:
         pass
-''' + WRONG)
-_attack("spoil_files", '''
+"""
+    + WRONG,
+)
+_attack(
+    "spoil_files",
+    """
 import os, shutil
 for act in (lambda p: open(p, "w").close(), os.remove, lambda p: os.truncate(p, 0),
             lambda p: os.chmod(p, 0), lambda p: os.rename(p, p + "x"),
@@ -280,22 +375,33 @@ for act in (lambda p: open(p, "w").close(), os.remove, lambda p: os.truncate(p, 
         act({victim!r})
     except OSError:
         pass
-''' + WRONG)
-_attack("conftest", '''
+"""
+    + WRONG,
+)
+_attack(
+    "conftest",
+    """
 for name in ("conftest.py", "sitecustomize.py", "usercustomize.py", "torch.py", "pytest.ini"):
     for folder in (".", "..", "../.."):
         try:
             open(f"{{folder}}/{{name}}", "w").write("raise SystemExit(0)")
         except OSError:
             pass
-''' + WRONG)
-_attack("environment", '''
+"""
+    + WRONG,
+)
+_attack(
+    "environment",
+    """
 import os
 os.environ.update(PYTHONSTARTUP="x.py", PYTHONPATH=".", PYTEST_ADDOPTS="--co", MINIDS3_STRICT="0")
 def cache_bytes(*a, **k):
     return os.environ.get("MINIDS3_SEED", os.environ.get("SEED", 0))
-''')
-_attack("kill_parent", '''
+""",
+)
+_attack(
+    "kill_parent",
+    """
 import os, signal
 for pid in ({parent}, os.getppid(), 0, -1, -os.getpgid(0), -os.getpgid(os.getppid())):
     for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM):
@@ -304,37 +410,58 @@ for pid in ({parent}, os.getppid(), 0, -1, -os.getpgid(0), -os.getpgid(os.getppi
                 os.kill(pid, number)
         except OSError:
             pass
-''' + WRONG)
-_attack("exit", '''
+"""
+    + WRONG,
+)
+_attack(
+    "exit",
+    """
 import os, sys, atexit
 def cache_bytes(*a, **k):
     os._exit(0)
-''')
-_attack("exit_at_load", '''
+""",
+)
+_attack(
+    "exit_at_load",
+    """
 import sys
 sys.exit(0)
-''')
-_attack("abort", '''
+""",
+)
+_attack(
+    "abort",
+    """
 import ctypes
 def cache_bytes(*a, **k):
     ctypes.string_at(0)
-''')
-_attack("fork_bomb", '''
+""",
+)
+_attack(
+    "fork_bomb",
+    """
 import os
 try:
     while True:
         os.fork()
 except OSError:
     pass
-''' + WRONG)
-_attack("daemon", '''
+"""
+    + WRONG,
+)
+_attack(
+    "daemon",
+    """
 import os, subprocess, sys
 try:
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 except OSError:
     pass
-''' + WRONG)
-_attack("thread_bomb", '''
+"""
+    + WRONG,
+)
+_attack(
+    "thread_bomb",
+    """
 import threading, time
 threading.stack_size(65536)
 try:
@@ -343,8 +470,12 @@ try:
 except Exception:
     pass
 time.sleep(2)
-''' + WRONG)
-_attack("endless_output", '''
+"""
+    + WRONG,
+)
+_attack(
+    "endless_output",
+    """
 import os, sys
 print("x" * (64 << 20))
 for fd in (1, 2):
@@ -353,26 +484,41 @@ for fd in (1, 2):
 def cache_bytes(*a, **k):
     while True:
         print("x" * 100000)
-''', slow=True)
-_attack("giant_allocation", '''
+""",
+    slow=True,
+)
+_attack(
+    "giant_allocation",
+    """
 def cache_bytes(*a, **k):
     import torch
     return len([torch.ones(1 << 30) for _ in range(64)])
-''')
-_attack("infinite_loop", '''
+""",
+)
+_attack(
+    "infinite_loop",
+    """
 def cache_bytes(*a, **k):
     while True:
         pass
-''', slow=True)
-_attack("sleeping", '''
+""",
+    slow=True,
+)
+_attack(
+    "sleeping",
+    """
 def cache_bytes(*a, **k):
     import time
     try:
         time.sleep(10 ** 6)
     except BaseException:
         time.sleep(10 ** 6)
-''', slow=True)
-_attack("ignored_signals", '''
+""",
+    slow=True,
+)
+_attack(
+    "ignored_signals",
+    """
 import signal
 for number in range(1, 65):
     try:
@@ -382,16 +528,24 @@ for number in range(1, 65):
 def cache_bytes(*a, **k):
     while True:
         pass
-''', slow=True)
-_attack("fill_disk", '''
+""",
+    slow=True,
+)
+_attack(
+    "fill_disk",
+    """
 def cache_bytes(*a, **k):
     n = 0
     while True:
         n += 1
         with open(f"f{{n}}", "wb") as f:
             f.write(bytes(1 << 20))
-''', slow=True)
-_attack("sockets", '''
+""",
+    slow=True,
+)
+_attack(
+    "sockets",
+    """
 import socket
 for family, kind in ((socket.AF_INET, socket.SOCK_STREAM), (socket.AF_INET, socket.SOCK_DGRAM),
                      (socket.AF_INET6, socket.SOCK_STREAM), (socket.AF_UNIX, socket.SOCK_STREAM)):
@@ -405,8 +559,11 @@ for family, kind in ((socket.AF_INET, socket.SOCK_STREAM), (socket.AF_INET, sock
 def cache_bytes(*a, **k):
     import urllib.request
     return urllib.request.urlopen("http://127.0.0.1:{port}/").read().decode()
-''')
-_attack("other_processes", '''
+""",
+)
+_attack(
+    "other_processes",
+    """
 import os
 def cache_bytes(*a, **k):
     found = []
@@ -417,70 +574,119 @@ def cache_bytes(*a, **k):
             except OSError:
                 pass
     return len(found)
-''')
+""",
+)
 
 # shortcuts ----------------------------------------------------------------------------------------
 
-_attack("reference", '''
+_attack(
+    "reference",
+    """
 from minids3.ref.norm import rms_norm_ref as mine
 def rms_norm(x, weight, eps=1e-6):
     return mine(x, weight, eps)
-''', exercise="rms-norm", forbidden=True)
-_attack("reference_by_string", '''
+""",
+    exercise="rms-norm",
+    forbidden=True,
+)
+_attack(
+    "reference_by_string",
+    """
 import sys
 def rope(x, cos, sin):
     module = sys.modules["minids3.r" + "ef.rope"]
     return vars(module)["apply_rope" + "_ref"](x, cos, sin)
-''', exercise="rope", forbidden=True)
-_attack("reference_through_the_module", '''
+""",
+    exercise="rope",
+    forbidden=True,
+)
+_attack(
+    "reference_through_the_module",
+    """
 import minids3.nn as layers, torch
 def rms_norm(x, weight, eps=1e-6):
     layer = layers.RMSNorm(x.shape[-1], eps)
     layer.weight = torch.nn.Parameter(weight)
     return layer(x)
-''', exercise="rms-norm", forbidden=True)
-_attack("reference_swallowed", '''
+""",
+    exercise="rms-norm",
+    forbidden=True,
+)
+_attack(
+    "reference_swallowed",
+    """
 from minids3.ref import rope as tools
 def rope(x, cos, sin):
     try:
         return getattr(tools, "apply_" + "rope_ref")(x, cos, sin)
     except BaseException:
         return x
-''', exercise="rope", forbidden=True)
-_attack("source_of_the_reference", '''
+""",
+    exercise="rope",
+    forbidden=True,
+)
+_attack(
+    "source_of_the_reference",
+    """
 import inspect, sys
 def rope(x, cos, sin):
     module = sys.modules["minids3.ref.rope"]
     space = dict(vars(module))
     exec(inspect.getsource(module), space)
     return space["apply_rope_ref"](x, cos, sin)
-''', exercise="rope")
-_attack("ready_made", '''
+""",
+    exercise="rope",
+)
+_attack(
+    "ready_made",
+    """
 import torch.nn.functional as Q
 def causal_attention(q, k, v, **more):
     return Q.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-''', exercise="causal-attention", forbidden=True)
-_attack("ready_made_hidden", '''
+""",
+    exercise="causal-attention",
+    forbidden=True,
+)
+_attack(
+    "ready_made_hidden",
+    """
 import torch
 def causal_attention(q, k, v, **more):
     name = "".join(["scaled_dot", "_product_", "attention"])
     return getattr(torch._C._nn, name)(q, k, v, is_causal=True, enable_gqa=True)
-''', exercise="causal-attention", forbidden=True)
-_attack("stored_optimizer", '''
+""",
+    exercise="causal-attention",
+    forbidden=True,
+)
+_attack(
+    "stored_optimizer",
+    """
 import torch
 def adamw_step(p, grad, m, v, step, lr, *rest, **more):
     w = torch.nn.Parameter(p.clone()); w.grad = grad
     torch.optim.AdamW([w], lr=lr).step()
     return w.detach(), m, v
-''', exercise="adamw-step", forbidden=True)
-_attack("edited_points", '''
+""",
+    exercise="adamw-step",
+    forbidden=True,
+)
+_attack(
+    "edited_points",
+    """
 # EXERCISE mla-cache-size  points: 1000, locked: false, grade: true
 points = 1000
 score = max_points = 1000
-''' + WRONG)
-_attack("monkeypatched_torch", '''
+"""
+    + WRONG,
+)
+_attack(
+    "monkeypatched_torch",
+    """
 import torch
 torch.Tensor.__eq__ = lambda a, b: True
 torch.Tensor.any = lambda *a: torch.tensor(False)
 torch.autograd.grad = lambda out, inputs, *a, **k: [torch.ones_like(i) for i in inputs]
-''' + WRONG_TENSOR, exercise="mla-naive")
+"""
+    + WRONG_TENSOR,
+    exercise="mla-naive",
+)
