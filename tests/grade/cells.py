@@ -1,12 +1,18 @@
 """Answers as students would hand them in: cells made of the workbook's own functions."""
 
+import ast
 import inspect
 import re
 import textwrap
 import types
 
 from minids3.grade.records import Piece, Program
-from minids3.grade.shortcuts import codes
+
+
+def names_in(fn):
+    """Return the names that a function's source uses, its default values' included."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(fn)))
+    return sorted({n.id for n in ast.walk(tree) if isinstance(n, ast.Name)})
 
 
 def cell_of(exercise, fn):
@@ -17,17 +23,23 @@ def cell_of(exercise, fn):
         if name in seen or name in vars(__import__("builtins")):
             return
         seen[name] = True
+        inner = getattr(value, "fn", None)
         if isinstance(value, types.ModuleType):
             lines.append(f"import {value.__name__} as {name}")
+        elif isinstance(inner, types.FunctionType):  # a Triton function of the library
+            lines.append(f"from {inner.__module__} import {inner.__name__} as {name}")
+        elif type(value).__name__ == "constexpr":
+            lines.append(
+                f"import triton.language\n{name} = triton.language.constexpr({value.value!r})"
+            )
         elif isinstance(value, types.FunctionType | type):
             if not value.__module__.startswith("minids3.course.exercises"):
                 lines.append(f"from {value.__module__} import {value.__name__} as {name}")
                 return
             if isinstance(value, types.FunctionType):
-                for code in codes(value):
-                    for used in code.co_names:
-                        if used in value.__globals__:
-                            need(used, value.__globals__[used], value.__globals__)
+                for used in names_in(value):
+                    if used in value.__globals__:
+                        need(used, value.__globals__[used], value.__globals__)
             lines.append(textwrap.dedent(inspect.getsource(value)))
             if value.__name__ != name:
                 lines.append(f"{name} = {value.__name__}")
