@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-import inspect
 import os
 import random
 import sys
@@ -37,7 +36,7 @@ from minids3.grade.records import (
     SubmissionResult,
 )
 from minids3.grade.sandbox import Limits
-from minids3.grade.scoring import Run, judge, score, told, untouched
+from minids3.grade.scoring import Run, fault, judge, score, told, untouched
 from minids3.grade.slices import python_of
 from minids3.grade.zygote import GraderFault, Zygote
 
@@ -127,7 +126,7 @@ class Grader:
             exercise = get(program.id)
         except Exception as error:
             return ExerciseResult(
-                program.id, program.id, 0.0, 0.0, "grader error", notes=[_fault(error)]
+                program.id, program.id, 0.0, 0.0, "grader error", notes=[fault(error)]
             )
         result = ExerciseResult(
             program.id,
@@ -148,7 +147,7 @@ class Grader:
                 return self._graded(exercise, program, fresh, before)
             except (Exception, GraderFault) as error:
                 if attempt == 2:
-                    result.notes.insert(0, _fault(error))
+                    result.notes.insert(0, fault(error))
                     return result
                 self._restart()
         return result
@@ -238,12 +237,6 @@ def _with_imports(id: str) -> str:
                 module, _, attribute = where.rpartition(".")
                 lines.append(f"from {module} import {attribute} as {name}")
     return "\n".join([*dict.fromkeys(lines), source_of(id)])
-
-
-def _fault(error: BaseException) -> str:
-    last = inspect.getinnerframes(error.__traceback__)[-1] if error.__traceback__ else None
-    where = f" ({Path(last.filename).name}, line {last.lineno})" if last else ""
-    return f"GRADER ERROR, not the student's: {type(error).__name__}: {error!s:.300}{where}"
 
 
 # the function that the command calls --------------------------------------------------------------

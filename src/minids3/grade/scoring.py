@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from minids3.course.registry import Exercise
@@ -12,7 +14,7 @@ from minids3.grade.oracle import Remote
 from minids3.grade.private import PrivateCheck
 from minids3.grade.records import ExerciseResult, ItemResult, Program
 
-__all__ = ["Run", "judge", "score", "told", "untouched"]
+__all__ = ["Run", "fault", "judge", "score", "told", "untouched"]
 
 
 @dataclass(frozen=True)
@@ -128,3 +130,10 @@ def judge(
     odd = shortcuts.unusual(own)
     if odd:
         result.notes.append(f"for a human: the code uses {', '.join(odd)}")
+
+
+def fault(error: BaseException) -> str:
+    """Say what of ours went wrong, and where."""
+    last = inspect.getinnerframes(error.__traceback__)[-1] if error.__traceback__ else None
+    where = f" ({Path(last.filename).name}, line {last.lineno})" if last else ""
+    return f"GRADER ERROR, not the student's: {type(error).__name__}: {error!s:.300}{where}"
