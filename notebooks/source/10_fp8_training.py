@@ -718,10 +718,10 @@ print("without scales it is more than 0.5 nats behind:", lag > 0.5)
 # converted. The layers between them get zeros.
 #
 # Is your curve *the same*? Within a few percent, and no honest statement
-# from this run is sharper. Where the loss falls this steeply, any change,
-# even that from fp32 to BF16, moves it by that much (2.5 % in a run of 250
-# steps with experts; FP8 moved it by 0.8 %). To see a quarter of a
-# percent one has to look where the curve is flat.
+# from this run is sharper: where the loss falls this steeply, any change of
+# rounding, even that from fp32 to BF16, sends the run along a slightly
+# different path. To see a quarter of a percent one has to look where the
+# curve is flat.
 
 # %% [markdown]
 # ## 10.8 A quarter of a percent
