@@ -882,8 +882,8 @@ ax.set(xlabel="arithmetic time at peak rates (all in BF16 = 100)",
 ax.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 ax.grid(axis="y", visible=False)
 viz.show(fig, dpi=88, alt="Two stacked bars of arithmetic time: 100 in "
-         f"BF16, {rest + 50 * share:.0f} with FP8, of which {rest:.0f} stay "
-         "in BF16 in both.")
+         f"BF16, {rest + 50 * share:.0f} with FP8, of which {rest:.0f} "
+         "stay in BF16 in both.")
 
 # %%
 bill.show(upto="08")

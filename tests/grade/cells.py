@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import sys
 import textwrap
 import types
 
@@ -43,6 +44,8 @@ def cell_of(exercise, fn):
             lines.append(textwrap.dedent(inspect.getsource(value)))
             if value.__name__ != name:
                 lines.append(f"{name} = {value.__name__}")
+        elif getattr(sys.modules[type(value).__module__], name, None) is value:  # of the library
+            lines.append(f"from {type(value).__module__} import {name}")
         else:
             lines.append(f"{name} = {value!r}")
 
