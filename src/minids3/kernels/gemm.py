@@ -25,7 +25,7 @@ from minids3.kernels.compile import Spec
 from minids3.kernels.fp8 import decode_e4m3
 from minids3.kernels.grouped import place_of
 from minids3.kernels.language import jit, tl
-from minids3.kernels.launch import cdiv, check_tensors, fp8_mode
+from minids3.kernels.launch import cdiv, check_fp8, check_scale, check_tensors, fp8_mode
 
 __all__ = ["SPECS", "fp8_gemm_nt"]
 
@@ -113,17 +113,15 @@ def fp8_gemm_nt(
         ValueError: shapes or dtypes do not fit, or a tensor is not contiguous.
     """
     check_tensors(a=a, a_scale=a_scale, b=b, b_scale=b_scale)
-    for name, t in (("a", a), ("b", b)):
-        if t.dtype != torch.float8_e4m3fn:
-            raise ValueError(f"{name} is {t.dtype}, expected float8_e4m3fn: quantise it first")
+    check_fp8(a=a, b=b)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"a {list(a.shape)} and b {list(b.shape)}: expected [M, K] and [N, K]")
     (m, k), n = a.shape, b.shape[0]
     k_tiles = cdiv(k, TILE)
     blocks = tuple(b_scale.shape) == (cdiv(n, TILE), k_tiles)
-    _check_scale("a_scale", a_scale, (m, k_tiles))
+    check_scale("a_scale", a_scale, (m, k_tiles))
     if not blocks:
-        _check_scale("b_scale", b_scale, (n, k_tiles))
+        check_scale("b_scale", b_scale, (n, k_tiles))
     out = torch.empty(m, n, device=a.device, dtype=out_dtype)
     if out.numel() == 0 or k == 0:
         return out.zero_()
@@ -152,13 +150,6 @@ def fp8_gemm_nt(
         num_stages=stages,
     )
     return out
-
-
-def _check_scale(name: str, scale: Tensor, shape: tuple[int, int]) -> None:
-    if tuple(scale.shape) != shape or scale.dtype != torch.float32:
-        raise ValueError(
-            f"{name} is {list(scale.shape)} {scale.dtype}, expected {list(shape)} float32"
-        )
 
 
 def _aligned(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from minids3.kernels.compile import Spec
 from minids3.kernels.fp8 import decode_e4m3
 from minids3.kernels.grouped import find_tile, most_tiles, place_of, power_of_two_from
 from minids3.kernels.language import jit, tl
-from minids3.kernels.launch import cdiv, check_tensors, fp8_mode
+from minids3.kernels.launch import cdiv, check_fp8, check_scale, check_tensors, fp8_mode
 
 __all__ = ["SPECS", "fp8_grouped_gemm_nt", "fp8_grouped_wgrad"]
 
@@ -157,15 +157,15 @@ def fp8_grouped_gemm_nt(
         ValueError: shapes or dtypes do not fit, or a tensor is not contiguous.
     """
     check_tensors(a=a, a_scale=a_scale, b=b, b_scale=b_scale, counts=counts)
-    _check_fp8(a=a, b=b)
+    check_fp8(a=a, b=b)
     if a.ndim != 2 or b.ndim != 3 or counts.shape != b.shape[:1] or a.shape[1] != b.shape[2]:
         raise ValueError(
             f"a {list(a.shape)}, b {list(b.shape)}, counts {list(counts.shape)}: expected [M, K], "
             "[E, N, K] and [E]"
         )
     (m, k), (n_experts, n, _) = a.shape, b.shape
-    _check_scale("a_scale", a_scale, (m, cdiv(k, TILE)))
-    _check_scale("b_scale", b_scale, (n_experts, cdiv(n, TILE), cdiv(k, TILE)))
+    check_scale("a_scale", a_scale, (m, cdiv(k, TILE)))
+    check_scale("b_scale", b_scale, (n_experts, cdiv(n, TILE), cdiv(k, TILE)))
     out = torch.empty(m, n, device=a.device, dtype=out_dtype)
     if k == 0 or n_experts == 0:
         return out.zero_()
@@ -227,15 +227,15 @@ def fp8_grouped_wgrad(
         ValueError: shapes or dtypes do not fit, or a tensor is not contiguous.
     """
     check_tensors(grad=grad, grad_scale=grad_scale, x=x, x_scale=x_scale, counts=counts)
-    _check_fp8(grad=grad, x=x)
+    check_fp8(grad=grad, x=x)
     if grad.ndim != 2 or x.ndim != 2 or grad.shape[1] != x.shape[1] or x.shape[1] % TILE:
         raise ValueError(
             f"grad {list(grad.shape)} and x {list(x.shape)}: expected [N, T * 128] and "
             "[K, T * 128] as grouped_quant_transposed makes them"
         )
     n, k, tiles, n_experts = grad.shape[0], x.shape[0], x.shape[1] // TILE, counts.numel()
-    _check_scale("grad_scale", grad_scale, (n, tiles))
-    _check_scale("x_scale", x_scale, (k, tiles))
+    check_scale("grad_scale", grad_scale, (n, tiles))
+    check_scale("x_scale", x_scale, (k, tiles))
     out = torch.empty(n_experts, n, k, device=x.device, dtype=out_dtype)
     if out.numel() == 0:
         return out
@@ -274,19 +274,6 @@ def _fp8_config(device: torch.device, native: bool) -> tuple[int, int, int, int,
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return 64, 64, 16, 4, 2
     return 64, 64, 128, 4, 2
-
-
-def _check_fp8(**tensors: Tensor) -> None:
-    for name, t in tensors.items():
-        if t.dtype != torch.float8_e4m3fn:
-            raise ValueError(f"{name} is {t.dtype}, expected float8_e4m3fn: quantise it first")
-
-
-def _check_scale(name: str, scale: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(scale.shape) != shape or scale.dtype != torch.float32:
-        raise ValueError(
-            f"{name} is {list(scale.shape)} {scale.dtype}, expected {list(shape)} float32"
-        )
 
 
 _NATIVE = ("sm_89", "sm_90", "sm_100")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from minids3.kernels.language import tl
 
-__all__ = ["cdiv", "check_tensors", "fp8_mode", "interpreted"]
+__all__ = ["cdiv", "check_fp8", "check_scale", "check_tensors", "fp8_mode", "interpreted"]
 
 
 def interpreted() -> bool:
@@ -55,4 +55,19 @@ def check_tensors(**tensors: Tensor | None) -> None:
         raise RuntimeError(
             f"{first} is on {device}: a compiled kernel needs CUDA tensors. To run on a CPU, set "
             "TRITON_INTERPRET=1 before triton is imported (the notebooks' set-up cell does)"
+        )
+
+
+def check_fp8(**tensors: Tensor) -> None:
+    """Refuse operands that are not E4M3 with a ``ValueError`` that names them."""
+    for name, t in tensors.items():
+        if t.dtype != torch.float8_e4m3fn:
+            raise ValueError(f"{name} is {t.dtype}, expected float8_e4m3fn: quantise it first")
+
+
+def check_scale(name: str, scale: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse scales of another shape or dtype with a ``ValueError`` that names them."""
+    if tuple(scale.shape) != shape or scale.dtype != torch.float32:
+        raise ValueError(
+            f"{name} is {list(scale.shape)} {scale.dtype}, expected {list(shape)} float32"
         )

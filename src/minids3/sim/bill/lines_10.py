@@ -7,9 +7,9 @@ gate, attention core) set Amdahl's limit, before anything else that a step does.
 from __future__ import annotations
 
 from minids3.config import get_config
-from minids3.sim import flops, parameters
+from minids3.sim.bill import lines_08
 from minids3.sim.bill.ledger import Line, entry
-from minids3.sim.bill.lines import DOLLARS_PER_HOUR, SEQ_LEN
+from minids3.sim.bill.lines import DOLLARS_PER_HOUR
 
 __all__ = ["PRETRAINING_HOURS", "fp8_share", "line_10", "most_saved_hours", "speedup"]
 
@@ -18,22 +18,12 @@ PRETRAINING_HOURS = 2.664e6  # TR table 1
 
 def fp8_share() -> float:
     """Return the share of V3's training FLOPs that are products of FP8 operands (S = 4096)."""
-    cfg = get_config("v3_671b")
-    gates = next(p for p in parameters.components(cfg) if p.name == "router weight")
-    head = cfg.vocab_size * cfg.hidden_size
-    fp8 = parameters.matmul_parameters(cfg) - head - gates.activated_total
-    return 6 * fp8 / flops.training_flops_per_token(cfg, SEQ_LEN, "causal")
+    return lines_08.fp8_share(get_config("v3_671b"))
 
 
 def speedup(share: float, rate: float = 2.0) -> float:
-    """Return Amdahl's limit: ``share`` of the work runs ``rate`` times as fast.
-
-    Raises:
-        ValueError: a share outside 0 to 1, or a rate that is not positive.
-    """
-    if not 0 <= share <= 1 or rate <= 0:
-        raise ValueError(f"share={share} must lie in 0..1 and rate={rate} be greater than 0")
-    return 1 / (1 - share + share / rate)
+    """Return Amdahl's limit; arguments and errors as ``lines_08.speed_limit``."""
+    return lines_08.speed_limit(share, rate)
 
 
 def most_saved_hours() -> float:
