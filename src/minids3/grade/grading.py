@@ -29,6 +29,7 @@ from minids3.course.run import run_check
 from minids3.grade import sandbox, shortcuts
 from minids3.grade.oracle import Remote
 from minids3.grade.private import PrivateCheck, load_private
+from minids3.grade.reading import cells_of
 from minids3.grade.records import (
     Answers,
     ExerciseResult,
@@ -201,13 +202,13 @@ def given_before(notebook: dict[str, Any]) -> dict[str, list[str]]:
     """Return, for each exercise of a merged notebook, the instructor's cells above its answer."""
     above: list[str] = []
     found: dict[str, list[str]] = {}
-    for cell in notebook.get("cells", []):
-        id = str(cell.get("id", ""))
-        if id.startswith("answer-"):
-            found[id.removeprefix("answer-")] = list(above)
-        elif cell.get("cell_type") == "code" and not id.startswith(("check-", "helper-")):
-            source = cell.get("source", "")
-            above.append(python_of(source if isinstance(source, str) else "".join(source)))
+    for cell in cells_of(notebook):
+        if cell.kind != "code" or any(i.startswith("helper-") for i in cell.ids):
+            continue
+        if not cell.grade_id:
+            above.append(python_of(cell.source))
+        elif not cell.grade_id.endswith("-check"):
+            found[cell.grade_id] = list(above)
     return found
 
 

@@ -2,9 +2,10 @@
 
 Forbidden are the library's function for the exercise, what its check compares with, the functions
 that the exercise names in ``forbids``, and every function of the package that neither the worked
-solution uses nor a cell of the notebook that this answer rests on has imported. Names are looked up
-as objects, so that an alias hides nothing; in the sandbox the same list is disarmed (``tripwire``),
-so that what the reading of the source misses does not work when called.
+solution uses nor a cell of the notebook in front of the answer has imported. What such a cell
+imports by name may be used: only ``forbids`` can take it back, by that very name. Names are looked
+up as objects, so that an alias hides nothing; in the sandbox the same list is disarmed
+(``tripwire``), so that what the reading of the source misses does not work when called.
 """
 
 from __future__ import annotations
@@ -149,6 +150,27 @@ def imports(codes: Iterable[str]) -> dict[str, str]:
     return bound
 
 
+def _handed(given: Iterable[str], kept: set[str]) -> tuple[set[str], list[Any]]:
+    """Return what cells import: dotted names that they name, and all objects that come along.
+
+    Of a module that is imported as a whole, everything comes along, but nothing is named. ``kept``
+    are names that no cell hands out.
+    """
+    handed: set[str] = set()
+    around: list[Any] = []
+    for name in (n for code in given for n in imports([code]).values()):
+        place = resolve(name)
+        if place is None:
+            continue
+        found = place[2]
+        if isinstance(found, types.ModuleType):
+            around += [v for v in vars(found).values() if dotted(v)]
+        elif dotted(found) not in kept:
+            handed.add(dotted(found))
+            around.append(found)
+    return handed, around
+
+
 def forbidden(exercise: Exercise, given: Iterable[str] = ()) -> dict[str, str]:
     """Return dotted names that an answer may not call, each with where the rule comes from.
 
@@ -156,23 +178,12 @@ def forbidden(exercise: Exercise, given: Iterable[str] = ()) -> dict[str, str]:
     """
     fns = [exercise.solution, *(a.fn for a in exercise.alternatives)]
     ours = _used(fns, _OURS)
-    library = _used([exercise.library], _OURS) - ours
-    checked = _used([exercise.check], _OURS) - ours - library
-    named = set(exercise.forbids)
-    modules = {n.removesuffix(".*") for n in named if n.endswith(".*")}
-    named = {n for n in named if not n.endswith(".*")}
-    named |= {n for n in _everything() if n.rpartition(".")[0] in modules}
-    banned = library | named
-    handed: set[str] = set()  # a function that a cell imports by name may be used ...
-    around: list[Any] = []  # ... one in a module that it imports, unless the check needs it
-    for name in imports(given).values():
-        place = resolve(name)
-        if place is not None and isinstance(place[2], types.ModuleType):
-            around += [v for v in vars(place[2]).values() if dotted(v)]
-        elif place is not None and dotted(place[2]) not in banned:
-            handed.add(dotted(place[2]))
-            around.append(place[2])
-    banned |= checked - handed
+    compared = _used([exercise.library, exercise.check], _OURS) - ours
+    exact = {n for n in exercise.forbids if not n.endswith(".*")}
+    modules = {n.removesuffix(".*") for n in exercise.forbids if n.endswith(".*")}
+    handed, around = _handed(given, exact)
+    named = exact | {n for n in _everything() if n.rpartition(".")[0] in modules} - handed
+    banned = named | compared - handed
     around = [v for v in around if dotted(v) not in banned]
     usable = ours | {dotted(v) for v in around}
     inside = _used([*fns, *around]) - usable
