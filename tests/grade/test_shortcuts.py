@@ -76,13 +76,15 @@ def test_an_import_counts_though_a_later_cell_gives_its_name_to_something_else()
 @isolated
 @pytest.mark.parametrize("ids", [True, False], ids=["cell ids", "as nbformat 4.0"])
 def test_the_tables_that_notebook_03_hands_out(grader, pristine, solved, save, ids):
-    """This right answer, which calls rope_tables to no purpose, was once marked as forbidden."""
+    """A right answer that imports rope_tables itself and calls it was once marked as forbidden."""
     own = copy.deepcopy(pristine.notebook)
     for cell in solved["cells"]:
         if cell.get("id") == "answer-mla-compress":
             lines = "".join(cell["source"]).splitlines()
-            lines.insert(len(lines) - 1, "    rope_tables(4, 8)")
-            cell["source"] = "\n".join(lines)
+            lines.insert(len(lines) - 1, "    make_tables(4, 8)")
+            cell["source"] = "\n".join(
+                ["from minids3.ref.rope import rope_tables as make_tables", *lines]
+            )
     if not ids:
         for cell in [*own["cells"], *solved["cells"]]:
             del cell["id"]
