@@ -66,9 +66,12 @@ def test_attack_gains_nothing(attack, grader, place, server):
     victim, secret = place / "victim.txt", place / "secret.txt"
     before = sorted(p.name for p in place.iterdir()), os.stat(victim).st_mode, victim.read_text()
     code = attack.code.format(secret=str(secret), victim=str(victim), parent=os.getpid(), port=port)
-    result = grader.exercise(program_of(get(attack.exercise), code), seed=5)
-    assert result.points == 0, [(i.label, i.status) for i in result.items]
-    assert result.status in ("failed", "forbidden", "stub"), result.notes
+    exercise = get(attack.exercise)
+    result = grader.exercise(program_of(exercise, code), seed=5)
+    worth = grader.exercise(program_of(exercise, attack.plain), 5).points if attack.plain else 0
+    assert worth < exercise.points
+    assert result.points <= worth, [(i.label, i.status) for i in result.items]
+    assert result.status in ("failed", "forbidden", "stub", *["partial"][: worth > 0]), result.notes
     assert (result.status == "forbidden") == attack.forbidden, result.notes
     if attack.forbidden:
         assert result.needs_human

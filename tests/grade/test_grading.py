@@ -13,6 +13,7 @@ from minids3.grade.oracle import Remote
 from minids3.grade.records import Piece, Program, SubmissionResult
 from minids3.grade.sandbox import Limits
 from minids3.grade.zygote import GraderFault
+from minids3.sim.counted import multiply_add_counter
 
 pytestmark = pytest.mark.skipif(bool(sandbox.missing()), reason="no isolation on this machine")
 NAME = "03_latent_attention"
@@ -207,13 +208,41 @@ def test_gradients_in_place_changes_and_shared_arguments(grader):
     g.close()
 
 
-def test_flops_are_counted_over_there(grader):
-    from torch.utils.flop_counter import FlopCounterMode
+def counted(f, *args):
+    with multiply_add_counter() as counter:
+        out = f(*args)
+    return out, counter.get_total_flops()
 
-    f = remote(grader, "def f(x):\n    return x @ x\n")
-    with FlopCounterMode(display=False) as counter:
-        f(torch.ones(4, 4))
-    assert counter.get_total_flops() == 2 * 4**3
+
+def test_multiply_adds_are_counted_in_a_process_that_knows_no_answer(grader):
+    x, y = torch.randn(4, 4), torch.randn(4)
+    f = remote(grader, "def f(x, y):\n    return x @ x, (x * y).sum(-1)\n")
+    (a, b), flops = counted(f, x, y)
+    assert torch.equal(a, x @ x)
+    assert torch.equal(b, (x * y).sum(-1))
+    assert flops == 2 * (4**3 + 4**2)
+    f.close()
+    g = remote(grader, "seen = []\ndef f(x):\n    seen.append(x)\n    return [x + 0] + seen\n")
+    (own, told), _ = counted(g, x)
+    assert torch.equal(own, x)
+    assert torch.equal(told, x)  # repeated on these numbers; the process itself saw others:
+    assert not torch.isclose(g(x)[1], x).any()
+    g.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise ValueError('mine')", "mine"),
+        ("return torch.from_numpy(x.numpy() @ x.numpy())", "cannot be counted"),
+        ("return x.add_(1)", "in place"),
+        ("return x[x < 9].view(1, int((x < 9).sum()))", "cannot be repeated"),
+    ],
+)
+def test_what_cannot_be_counted_says_why(grader, body, reason):
+    f = remote(grader, f"import torch\ndef f(x):\n    {body}\n")
+    with pytest.raises(Exception, match=reason):
+        counted(f, 10 + torch.rand(4, 4))
     f.close()
 
 

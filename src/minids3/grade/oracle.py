@@ -24,9 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _python_dispatch as dispatch
+from torch.utils.flop_counter import FlopCounterMode
 
 from minids3.grade import wire
 from minids3.grade.rebuild import copy_into, counters_in, leaves_of, plain, rebuilt, swap
+from minids3.grade.replay import other_numbers
 from minids3.grade.zygote import Zygote
 
 __all__ = ["ProcessEnded", "Remote", "TimeLimit"]
@@ -206,21 +208,44 @@ class Remote:
                 if isinstance(a, Tensor | list | dict)
             }
             message["same"] = [[j, i] for j, i in twins.items() if i != j]
+            if counters:
+                return self._counted(message, counters)
             if leaves and torch.is_grad_enabled():
                 message["grad"] = next(self._ids)
-            if counters:
-                message["flops"] = True
             reply = self._request(message)
             try:
                 value = self._value(reply, message.get("grad"), leaves)
                 if "after" in reply:
                     after = wire.decode(reply["after"][0]), wire.decode(reply["after"][1])
                     copy_into([list(args), kwargs], [list(after[0]), after[1]])
-                for counter in counters:
-                    counter.flop_counts["Global"]["student"] += int(reply.get("flops", 0))
             except (wire.Broken, TypeError, ValueError, IndexError, AttributeError) as error:
                 raise ProcessEnded(f"its process gave {error}") from None
         return value
+
+    def _counted(self, message: dict[str, Any], counters: list[FlopCounterMode]) -> Any:
+        """Return what the function computes, as repeated and counted in another process.
+
+        The function sees other numbers than the check's, and no gradient follows (see ``replay``).
+        """
+        forms = [message["args"], message["kwargs"]]
+        args, kwargs = other_numbers({"list": forms}, next(self._ids))["list"]
+        told = self._request({**message, "args": args, "kwargs": kwargs, "record": True})
+        if "after" in told:
+            raise ProcessEnded("it changed its input in place while its operations were counted")
+        other = Remote(self._zygote, {"pieces": [], "name": "", "forbid": [], "seed": 0})
+        try:
+            other.start()
+            again = {"op": "repeat", "arguments": forms}
+            again |= {"steps": told.get("steps"), "result": told.get("result")}
+            reply = other._ask(again, self._limits.call_seconds)
+        finally:
+            other.close()
+        if "raised" in reply:
+            why = f"{reply['raised']}: {reply.get('text', '')}"
+            raise ProcessEnded(f"its operations cannot be repeated on other numbers ({why})")
+        for counter in counters:
+            counter.flop_counts["Global"]["student"] += int(reply["flops"])
+        return wire.decode(reply["value"])
 
     def _value(self, reply: dict[str, Any], ident: int | None, leaves: list[Tensor]) -> Any:
         made: list[Tensor] = []

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minids3.grade import tripwire, wire
+from minids3.grade import replay, tripwire, wire
 
 __all__ = ["serve"]
 
@@ -129,9 +129,11 @@ class _Server:
     def call(self, m: dict[str, Any]) -> dict[str, Any]:
         """Call the function; tell its value, what it changed, and whether gradients can follow."""
         leaves: list[Tensor] = []
+        tensors: list[Tensor] = []
 
         def make(form: dict[str, Any]) -> Tensor:
             t = wire.tensor_of(form)
+            tensors.append(t)
             if form.get("grad"):
                 leaves.append(t.requires_grad_())
             return t
@@ -139,11 +141,12 @@ class _Server:
         args, kwargs = list(wire.decode(m["args"], make)), wire.decode(m["kwargs"], make)
         for later, first in m.get("same", ()):  # one object, passed twice
             args[later] = args[first]
-        with _flops(m.get("flops", False)) as counted:
+        if m.get("record"):
+            reply = self._recorded(args, kwargs, tensors)
+            out = None
+        else:
             out = self.fn(*args, **kwargs)
-        reply: dict[str, Any] = {"value": wire.encode(out)}
-        if counted is not None:
-            reply["flops"] = counted.get_total_flops()
+            reply = {"value": wire.encode(out)}
         after = wire.encode(tuple(args)), wire.encode(kwargs)
         if after != (m["args"], m["kwargs"]):
             reply["after"] = list(after)
@@ -151,6 +154,17 @@ class _Server:
             outs = [o for o in _flat(out) if isinstance(o, Tensor) and o.requires_grad]
             self.kept[m["grad"]] = (leaves, outs)
         return reply
+
+    def _recorded(self, args: list[Any], kwargs: Any, tensors: list[Tensor]) -> dict[str, Any]:
+        """Call the function and tell which operations it made, for somebody else to repeat."""
+        with replay.Recorder(tensors) as recorder:
+            out = self.fn(*args, **kwargs)
+        result = recorder.result(out)
+        return {"steps": recorder.steps, "result": result}
+
+    def repeat(self, m: dict[str, Any]) -> dict[str, Any]:
+        """Repeat what was recorded elsewhere."""
+        return replay.repeat(m["arguments"], m["steps"], m["result"])
 
     def backward(self, m: dict[str, Any]) -> dict[str, Any]:
         """Go backward from the kept call's outputs with the given weights."""
@@ -189,7 +203,8 @@ class _Server:
     def answer(self, m: dict[str, Any]) -> dict[str, Any]:
         """Serve one request."""
         operations = {"load": self.load, "call": self.call, "seed": self.seed,
-                      "backward": self.backward, "launch": self.launch}  # fmt: skip
+                      "backward": self.backward, "launch": self.launch,
+                      "repeat": self.repeat}  # fmt: skip
         try:
             reply = operations[m["op"]](m)
         except BaseException as error:
@@ -208,22 +223,13 @@ def _flat(value: Any) -> list[Any]:
     return [value]
 
 
-@contextlib.contextmanager
-def _flops(wanted: bool) -> Any:
-    if not wanted:
-        yield None
-        return
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
-        yield counter
-
-
 def warm_up() -> None:
     """Do once, before forking, what is slow the first time: importing parts of torch."""
     x = torch.ones(2, 2, requires_grad=True)
-    with _flops(True):
-        y = torch.softmax(x @ x, -1).masked_fill(x > 0, 0.0)
+    y = torch.softmax(x @ x, -1).masked_fill(x > 0, 0.0)
+    with replay.Recorder([x]) as recorder:
+        z = x @ x
+    replay.repeat([wire.encode(x)], recorder.steps, recorder.result(z))
     torch.autograd.grad([y], [x], [torch.ones_like(y)], allow_unused=True)
     wire.decode(wire.encode((x, np.ones(2))))
     with contextlib.suppress(Exception):

@@ -23,12 +23,17 @@ def attend_naive(q_nope, q_rope, c_kv, k_rope, w_kv_b):
 
 @dataclass(frozen=True)
 class Attack:
-    """One tampering answer; ``forbidden`` says that it must be reported as a shortcut."""
+    """One tampering answer; ``forbidden`` says that it must be reported as a shortcut.
+
+    ``plain`` is the same answer without the attempt. It may be worth something, and the attempt
+    must not be worth more.
+    """
 
     name: str
     code: str
     exercise: str = "mla-cache-size"
     forbidden: bool = False
+    plain: str = ""
     slow: bool = False
 
 
@@ -690,3 +695,115 @@ torch.autograd.grad = lambda out, inputs, *a, **k: [torch.ones_like(i) for i in 
     + WRONG_TENSOR,
     exercise="mla-naive",
 )
+
+# lies about the cost ------------------------------------------------------------------------------
+
+# Right values, but every key and value is rebuilt: all items but the count.
+REBUILDS = """
+import math
+import torch
+def attend_absorbed(q_nope, q_rope, c_kv, k_rope, w_kv_b):
+    n_heads, nope = q_nope.shape[1], q_nope.shape[-1]
+    kv = (c_kv @ w_kv_b.T).unflatten(-1, (n_heads, -1)).transpose(1, 2)
+    k_nope, v = kv[..., :nope], kv[..., nope:]
+    scores = q_nope @ k_nope.transpose(-1, -2) + q_rope @ k_rope[:, None].transpose(-1, -2)
+    scores = scores / math.sqrt(nope + q_rope.shape[-1])
+    n_queries, n_keys = scores.shape[-2:]
+    future = torch.ones(n_queries, n_keys, dtype=torch.bool).triu(n_keys - n_queries + 1)
+    return torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1) @ v
+"""
+
+
+def _cost(name: str, code: str) -> None:
+    _attack(name, code, exercise="mla-absorb", plain=REBUILDS)
+
+
+_cost(
+    "patched_flop_counter",
+    """
+from torch.utils import flop_counter
+flop_counter.FlopCounterMode.get_total_flops = lambda self: 0
+flop_counter.FlopCounterMode._count_flops = lambda self, op, out, args, kwargs: out
+flop_counter.flop_registry.clear()
+"""
+    + REBUILDS,
+)
+_cost(
+    "modes_switched_off",
+    REBUILDS
+    + """
+from torch.utils import _python_dispatch
+honest = attend_absorbed
+def attend_absorbed(*args):
+    with _python_dispatch._disable_current_modes():
+        return honest(*args)
+""",
+)
+_cost(
+    "forged_count",
+    REBUILDS
+    + """
+import sys
+runner = sys.modules["minids3.grade.runner"]
+def call(self, m):
+    m = dict(m, record=False)
+    return dict(honest(self, m), flops=0)
+honest = runner._Server.call
+runner._Server.call = call
+""",
+)
+_cost(
+    "forged_steps",
+    REBUILDS
+    + """
+import sys
+runner = sys.modules["minids3.grade.runner"]
+wire = sys.modules["minids3.grade.wire"]
+def recorded(self, args, kwargs, tensors):
+    value = wire.encode(self.fn(*args, **kwargs))
+    return {{"steps": [{{"constant": value, "gives": [5]}}], "result": {{"number": 5}},
+            "value": value, "flops": 0}}
+runner._Server._recorded = recorded
+""",
+)
+_cost(
+    "malformed_steps",
+    REBUILDS
+    + """
+import sys
+runner = sys.modules["minids3.grade.runner"]
+runner._Server._recorded = lambda self, *a: {{
+    "steps": [{{"op": ["aten::from_file", ""], "args": {{"list": [{{"plain": {secret!r}}}]}},
+              "kwargs": {{"dict": []}}, "gives": [5]}}], "result": {{"number": 5}}}}
+""",
+)
+_cost(
+    "numpy_does_it",
+    REBUILDS
+    + """
+honest = attend_absorbed
+def attend_absorbed(*args):
+    if any(a.requires_grad for a in args):
+        return honest(*args)
+    q_nope, q_rope, c_kv, k_rope, w_kv_b = (a.numpy() for a in args)
+    n_heads, nope = q_nope.shape[1], q_nope.shape[-1]
+    weight = w_kv_b.reshape(n_heads, -1, w_kv_b.shape[-1])
+    kv = c_kv[:, None] @ weight.swapaxes(-1, -2)
+    k, v = torch.from_numpy(kv[..., :nope]), torch.from_numpy(kv[..., nope:])
+    scores = q_nope @ k.numpy().swapaxes(-1, -2) + q_rope @ k_rope[:, None].swapaxes(-1, -2)
+    scores = torch.from_numpy(scores) / math.sqrt(nope + q_rope.shape[-1])
+    n_queries, n_keys = scores.shape[-2:]
+    future = torch.ones(n_queries, n_keys, dtype=torch.bool).triu(n_keys - n_queries + 1)
+    share = torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
+    return torch.from_numpy(share.numpy() @ v.numpy())
+""",
+)
+_cost(
+    "products_by_element",
+    REBUILDS.replace("(c_kv @ w_kv_b.T)", "torch.stack([(c_kv * w).sum(-1) for w in w_kv_b], -1)"),
+)
+_cost(
+    "products_by_vector",
+    REBUILDS.replace("(c_kv @ w_kv_b.T)", "torch.stack([c_kv.flatten(0, 1).mv(w)"
+                     ".unflatten(0, c_kv.shape[:2]) for w in w_kv_b], -1)"),
+)  # fmt: skip

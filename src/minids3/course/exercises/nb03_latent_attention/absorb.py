@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from minids3.course.exercises.nb03_latent_attention.naive import (
     attend_naive,
@@ -14,6 +13,7 @@ from minids3.course.exercises.nb03_latent_attention.naive import (
     latent_inputs,
 )
 from minids3.course.registry import Alternative, Mutant, exercise
+from minids3.sim.counted import multiply_add_counter
 
 
 def attend_absorbed(q_nope, q_rope, c_kv, k_rope, w_kv_b):
@@ -187,7 +187,7 @@ def check_attend_absorbed(c):
         length, rank, nope = 200, c_kv.shape[-1], q_nope.shape[-1]
         query = q_nope[:1, :, -1:], q_rope[:1, :, -1:]
         cached = c.randn(1, length, rank), c.randn(1, length, k_rope.shape[-1])
-        with FlopCounterMode(display=False) as counter:
+        with multiply_add_counter() as counter:
             out = c.call(*query, *cached, w_kv_b)
         c.close(out, expected_attention(*query, *cached, w_kv_b), label="200 cached tokens")
         # Absorbed: S (2C + R) + C (dn + dv) a head. Expanding the smaller half is far above.
