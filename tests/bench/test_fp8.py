@@ -12,33 +12,32 @@ from minids3.nn import to_float8
 from minids3.ref.quant import WEIGHT_BLOCK, dequantize_ref, quantize_ref
 
 
-def result(experiment, recipe, seed, loss):
-    return {"experiment": experiment, "recipe": recipe, "seed": seed, "valid_loss": loss}
+def result(recipe, seed, loss):
+    return {"recipe": recipe, "seed": seed, "valid_loss": loss}
 
 
 def test_gaps_are_paired_by_seed():
     runs = [
-        result("continued", "bf16", 1, 2.0),
-        result("continued", "bf16", 2, 4.0),
-        result("continued", "fp8", 2, 4.02),
-        result("continued", "fp8", 1, 2.0),
-        result("continued", "fp8", 3, 9.0),
-        result("scratch", "fp8", 1, 9.0),
-        {"experiment": "continued", "recipe": "no scales", "seed": 1, "failed": "nan"},
+        result("bf16", 1, 2.0),
+        result("bf16", 2, 4.0),
+        result("fp8", 2, 4.02),
+        result("fp8", 1, 2.0),
+        result("fp8", 3, 9.0),
+        {"recipe": "no scales", "seed": 1, "failed": "nan"},
     ]
-    assert fp8.gaps(runs, "continued", "fp8") == pytest.approx([0.0, 0.5])
-    assert fp8.gaps(runs, "continued", "no scales") == []
-    assert fp8.gaps(runs, "scratch", "fp8") == []
+    assert fp8.gaps(runs, "fp8") == pytest.approx([0.0, 0.5])
+    assert fp8.gaps(runs, "no scales") == []
+    assert fp8.gaps([], "fp8") == []
 
 
 def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
     path, calls = tmp_path / "fp8.json", []
 
-    def train_once(experiment, name, seed):
+    def train_once(name, seed):
         if len(calls) == 5:
             raise KeyboardInterrupt
-        calls.append((experiment, name, seed))
-        loss = {**result(experiment, name, seed, 1.0), "last_train_loss": 1.0, "seconds": 1}
+        calls.append((name, seed))
+        loss = {**result(name, seed, 1.0), "last_train_loss": 1.0, "seconds": 1}
         return loss
 
     class Ratio:
@@ -49,6 +48,7 @@ def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(fp8, "alternate", lambda *a, **k: Ratio())
     monkeypatch.setattr(fp8, "_stepper", lambda name: None)
     monkeypatch.setattr(fp8, "_validate", lambda model: 1.5)
+    monkeypatch.setattr(fp8, "start", lambda name: None)
     monkeypatch.setattr(fp8, "record_path", lambda topic: path)
     monkeypatch.setattr(
         fp8, "recorded", lambda topic: json.loads(path.read_text()) if path.exists() else None
@@ -61,10 +61,10 @@ def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
         fp8, "train_once", lambda *a: calls.append(a) or {**result(*a, 1.0), **TIME}
     )
     report = fp8.run()
-    wanted = sum(len(names) for _, names in fp8.ORDER) * len(fp8.SEEDS)
+    wanted = sum(len(names) for names in fp8.ORDER) * len(fp8.SEEDS)
     assert len(calls) == wanted - 5
     assert len(report["runs"]) == wanted
-    with pytest.raises(ValueError, match="leave --device out"):
+    with pytest.raises(ValueError, match="add --device cpu"):
         fp8.run(device="cuda")
 
 

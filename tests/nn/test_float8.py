@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from fp8_cores import sum_error
 
 from minids3.config import get_config
 from minids3.model import Transformer
@@ -126,7 +127,7 @@ def test_kernels_equal_the_reference(shape, device):
         )
     for a, b in zip(by["triton"], by["ref"], strict=True):
         assert a.dtype == b.dtype
-        assert relative_error(a, b) < 1e-5
+        assert relative_error(a, b) < max(1e-5, sum_error(device))
 
 
 @pytest.mark.parametrize("n", [40, 128])
@@ -142,7 +143,7 @@ def test_grouped_kernels_equal_the_reference(n, device):
             *parts,
         )
     for a, b in zip(by["triton"], by["ref"], strict=True):
-        assert relative_error(a, b) < 1e-5
+        assert relative_error(a, b) < max(1e-5, sum_error(device))
     assert not by["triton"][2][1].any()
 
 

@@ -385,7 +385,7 @@ def _fp8_wgrad(s: Setting) -> Case:
         2.0 * m * n * k,
         lambda: gemm.fp8_gemm_nt(a, a_scale, b, b_scale, out_dtype=torch.float32),
         lambda: dequantize_ref(a, a_scale).double() @ dequantize_ref(b, b_scale).double().T,
-        1e-5,
+        1e-3 if s.full else 1e-5,  # FP8 units keep about 14 bits of each product of a step
         {"cuBLAS BF16": lambda: left @ right.T},
     )
 

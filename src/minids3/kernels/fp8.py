@@ -16,10 +16,10 @@ __all__ = ["decode_e4m3", "encode_e4m3"]
 def decode_e4m3(code):  # noqa: ANN001, ANN201
     """The number of each E4M3 ``code`` (uint8 block), as FP16: exact, NaN included."""
     wide = code.to(tl.int16)
-    magnitude = wide & 0x7F
-    value = (magnitude << 7).to(tl.float16, bitcast=True) * 256.0
-    value = tl.where((wide & 0x80) != 0, -value, value)
-    return tl.where(magnitude == 0x7F, float("nan"), value).to(tl.float16)
+    # The sign moves as a bit: a minus before a zero would be lost on a GPU.
+    bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+    value = bits.to(tl.float16, bitcast=True) * 256.0
+    return tl.where((wide & 0x7F) == 0x7F, float("nan"), value).to(tl.float16)
 
 
 @jit

@@ -10,6 +10,9 @@ Both operands lie with K contiguous ("nt"). fprop, dgrad and wgrad all take that
 transposed as it is, since a square block is a block of the transpose; the operands of wgrad come
 transposed out of ``kernels.quant``.
 
+From Hopper on a copy engine fetches whole tiles (``TILES``: ``a_ptr`` and ``b_ptr`` are tensor
+descriptors); before, every thread computes addresses of its own.
+
 Where there is no E4M3 arithmetic the same kernel reads bytes, decodes them to fp16 (exact) and has
 the fp16 units multiply. For a T4 Triton emits no tensor-core instruction: right, and slow.
 """
@@ -25,7 +28,16 @@ from minids3.kernels.compile import Spec
 from minids3.kernels.fp8 import decode_e4m3
 from minids3.kernels.grouped import place_of
 from minids3.kernels.language import jit, tl
-from minids3.kernels.launch import cdiv, check_fp8, check_scale, check_tensors, fp8_mode
+from minids3.kernels.launch import (
+    aligned,
+    cdiv,
+    check_fp8,
+    check_scale,
+    check_tensors,
+    copy_engine,
+    fp8_mode,
+    in_tiles,
+)
 
 __all__ = ["SPECS", "fp8_gemm_nt"]
 
@@ -51,6 +63,7 @@ def _fp8_gemm_kernel(
     EVEN_K: tl.constexpr,
     B_BLOCKS: tl.constexpr,
     NATIVE: tl.constexpr,
+    TILES: tl.constexpr,
 ):
     m_tile, n_tile = place_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
     k_tiles = tl.cdiv(K, 128)
@@ -60,8 +73,9 @@ def _fp8_gemm_kernel(
     # Beyond the edge the last row is read again, without a mask, and not stored.
     row_at = tl.minimum(rows, M - 1).to(tl.int64)
     column_at = tl.minimum(columns, N - 1).to(tl.int64)
-    a_at = a_ptr + row_at[:, None] * K + k[None, :]
-    b_at = b_ptr + column_at[None, :] * K + k[:, None]
+    if not TILES:
+        a_at = a_ptr + row_at[:, None] * K + k[None, :]
+        b_at = b_ptr + column_at[None, :] * K + k[:, None]
     a_scale_at = a_scale_ptr + row_at * k_tiles
     if B_BLOCKS:  # BLOCK_N divides 128: one scale for the tile
         b_scale_at = b_scale_ptr + (n_tile * BLOCK_N // 128).to(tl.int64) * k_tiles
@@ -69,7 +83,10 @@ def _fp8_gemm_kernel(
         b_scale_at = b_scale_ptr + column_at * k_tiles
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for at in range(0, K, BLOCK_K):
-        if EVEN_K:
+        if TILES:
+            a = a_ptr.load([m_tile * BLOCK_M, at])
+            b = b_ptr.load([n_tile * BLOCK_N, at]).T
+        elif EVEN_K:
             a, b = tl.load(a_at), tl.load(b_at)
         else:
             a = tl.load(a_at, mask=(k < K - at)[None, :], other=0.0)
@@ -81,8 +98,9 @@ def _fp8_gemm_kernel(
             total += tl.dot(a, b) * (a_scale * b_scale)[:, None]
         else:
             total += tl.dot(a, b) * a_scale[:, None] * b_scale[None, :]
-        a_at += BLOCK_K
-        b_at += BLOCK_K
+        if not TILES:
+            a_at += BLOCK_K
+            b_at += BLOCK_K
     y_at = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
     inside = (rows < M)[:, None] & (columns < N)[None, :]
     tl.store(y_at, total.to(y_ptr.dtype.element_ty), mask=inside)
@@ -125,15 +143,17 @@ def fp8_gemm_nt(
     out = torch.empty(m, n, device=a.device, dtype=out_dtype)
     if out.numel() == 0 or k == 0:
         return out.zero_()
-    if k % ALIGNMENT:
-        a, b = _aligned(a), _aligned(b)
-        k = a.shape[1]
+    a, b = _aligned(a), _aligned(b)
+    k = a.shape[1]
     native = fp8_mode(a.device) == "native"
     block_m, block_n, block_k, warps, stages = _config(a.device, native, blocks)
+    if not native:
+        a, b = a.view(torch.uint8), b.view(torch.uint8)
+    tiles = copy_engine(a, b)
     _fp8_gemm_kernel[(cdiv(m, block_m) * cdiv(n, block_n),)](
-        a if native else a.view(torch.uint8),
+        in_tiles(a, block_m, block_k) if tiles else a,
         a_scale,
-        b if native else b.view(torch.uint8),
+        in_tiles(b, block_n, block_k) if tiles else b,
         b_scale,
         out,
         m,
@@ -146,6 +166,7 @@ def fp8_gemm_nt(
         EVEN_K=k % block_k == 0,
         B_BLOCKS=blocks,
         NATIVE=native,
+        TILES=tiles,
         num_warps=warps,
         num_stages=stages,
     )
@@ -153,13 +174,17 @@ def fp8_gemm_nt(
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """A copy whose rows begin at multiples of 16 bytes: cheaper than loading single bytes."""
-    bytes_ = F.pad(x.view(torch.uint8), (0, -x.shape[1] % ALIGNMENT))
+    """``x``, copied if rows do not begin at multiples of 16 bytes: cheaper than single bytes."""
+    if aligned(x):
+        return x
+    bytes_ = F.pad(x.view(torch.uint8), (0, -x.shape[1] % ALIGNMENT)).clone()
     return bytes_.view(torch.float8_e4m3fn)
 
 
-# Sides of a tile along M, N and K, warps, stages of the pipeline. Two 128 x 128 tiles of fp32, sum
-# and total, take 128 registers of each thread if there are 8 warps, and all 255 if there are 4.
+# Sides of a tile along M, N and K, warps, stages of the pipeline. A tile's sum and its total both
+# lie in registers. On Hopper two programs of 64 x 128 share a multiprocessor, and one multiplies
+# while the other scales; 128 x 128 leaves room for one program, and none for two vectors of scales.
+_HOPPER = (64, 128, 128, 4, 4)
 _LARGE, _NARROW = (128, 128, 128, 8, 3), (128, 64, 128, 8, 3)
 _FP16, _NO_CORES = (64, 64, 128, 4, 2), (64, 64, 16, 4, 2)
 
@@ -167,8 +192,10 @@ _FP16, _NO_CORES = (64, 64, 128, 4, 2), (64, 64, 16, 4, 2)
 def _config(device: torch.device, native: bool, blocks: bool) -> tuple[int, int, int, int, int]:
     """Fixed choices, each compiled in ``SPECS`` without a spill."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    if native and capability[0] == 9:
+        return _HOPPER
     if native:
-        return _LARGE if blocks or capability[0] == 9 else _NARROW
+        return _LARGE if blocks else _NARROW
     return _FP16 if capability >= (8, 0) else _NO_CORES
 
 
@@ -179,11 +206,14 @@ def _spec(
     *,
     even: bool = True,
     blocks: bool = True,
+    tiles: bool = False,
 ) -> Spec:
     native = targets[0] in _CORES_FP8
-    kind = "*fp8e4nv" if native else "*u8"
     block_m, block_n, block_k, warps, stages = config
-    signature = {"a_ptr": kind, "a_scale_ptr": "*fp32", "b_ptr": kind, "b_scale_ptr": "*fp32"}
+    kind = "fp8e4nv" if native else "u8"
+    signature = {"a_scale_ptr": "*fp32", "b_scale_ptr": "*fp32"}
+    for operand, side in (("a_ptr", block_m), ("b_ptr", block_n)):
+        signature[operand] = f"tensordesc<{kind}[{side}, {block_k}]>" if tiles else f"*{kind}"
     signature |= {"y_ptr": "*bf16" if blocks else "*fp32", "M": "i32", "N": "i32", "K": "i32"}
     return Spec(
         name,
@@ -197,6 +227,7 @@ def _spec(
             "EVEN_K": even,
             "B_BLOCKS": blocks,
             "NATIVE": native,
+            "TILES": tiles,
         },
         warps,
         stages,
@@ -211,8 +242,11 @@ _NEW = ("sm_89", "sm_90", "sm_100")
 SPECS = (
     _spec("fp8_gemm", _LARGE, _NEW),
     _spec("fp8_gemm_ragged", _LARGE, _NEW, even=False),
-    _spec("fp8_gemm_wgrad_h100", _LARGE, ("sm_90",), blocks=False),
-    _spec("fp8_gemm_wgrad_ragged_h100", _LARGE, ("sm_90",), even=False, blocks=False),
+    _spec("fp8_gemm_tiles", _LARGE, ("sm_100",), tiles=True),
+    _spec("fp8_gemm_tiles_h100", _HOPPER, ("sm_90",), tiles=True),
+    _spec("fp8_gemm_wgrad_tiles", _NARROW, ("sm_100",), tiles=True, blocks=False),
+    _spec("fp8_gemm_wgrad_tiles_h100", _HOPPER, ("sm_90",), tiles=True, blocks=False),
+    _spec("fp8_gemm_wgrad_h100", _HOPPER, ("sm_90",), even=False, blocks=False),
     _spec("fp8_gemm_wgrad", _NARROW, ("sm_89", "sm_100"), blocks=False),
     _spec("fp8_gemm_wgrad_ragged", _NARROW, ("sm_89", "sm_100"), even=False, blocks=False),
     _spec("fp8_gemm_a100", _FP16, ("sm_80",)),

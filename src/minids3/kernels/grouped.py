@@ -4,8 +4,9 @@ The rows of ``x [M, K]`` lie sorted by expert, ``counts [E]`` says how many each
 the experts would need the counts on the CPU (a wait) and launch E small products. Here the launch
 covers the most tiles there can be, M // BLOCK_M + min(E, M), and each program finds its own expert
 in the prefix sum of ceil(counts / BLOCK_M). A tile never crosses from one expert to the next;
-programs beyond the last tile return at once. The alternative, padding each expert to full tiles,
-needs the padded total on the CPU and moves rows that nobody wants.
+programs beyond the last tile return at once. From Hopper on a copy engine fetches the tiles
+(``TILES``: ``x_ptr`` and ``w_ptr`` are tensor descriptors). The alternative, padding each expert
+to full tiles, needs the padded total on the CPU and moves rows that nobody wants.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202  (kernels' arguments have no Python types)
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from minids3.kernels.compile import Spec
 from minids3.kernels.language import jit, tl
-from minids3.kernels.launch import cdiv, check_tensors
+from minids3.kernels.launch import cdiv, check_tensors, copy_engine, in_tiles
 
 __all__ = [
     "SPECS",
@@ -74,6 +75,8 @@ def _grouped_gemm_kernel(
     GROUP_M: tl.constexpr,
     EVEN_N: tl.constexpr,
     EVEN_K: tl.constexpr,
+    TILES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
 ):
     tile, n_tile = place_of(tl.program_id(0), m_tiles, tl.cdiv(N, BLOCK_N), GROUP_M)
     expert, first, end = find_tile(counts_ptr, tile, n_experts, BLOCK_M, E_PAD)
@@ -83,22 +86,32 @@ def _grouped_gemm_kernel(
     columns = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     # Rows past the expert's end read its last row again, and are not stored.
-    x_at = x_ptr + tl.minimum(rows, end - 1).to(tl.int64)[:, None] * K + k[None, :]
-    w_ptr += expert.to(tl.int64) * N * K
-    w_at = w_ptr + columns.to(tl.int64)[None, :] * stride_n + k.to(tl.int64)[:, None] * stride_k
+    if not TILES:
+        x_at = x_ptr + tl.minimum(rows, end - 1).to(tl.int64)[:, None] * K + k[None, :]
+        w_ptr += expert.to(tl.int64) * N * K
+        w_at = w_ptr + columns.to(tl.int64)[None, :] * stride_n + k.to(tl.int64)[:, None] * stride_k
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for at in range(0, K, BLOCK_K):
-        if EVEN_K:
+        if TILES:
+            x = x_ptr.load([first, at])
+        elif EVEN_K:
             x = tl.load(x_at)
         else:
             x = tl.load(x_at, mask=(k < K - at)[None, :], other=0.0)
-        if EVEN_K and EVEN_N:
+        if TILES and TRANSPOSED:
+            w = w_ptr.load([expert * N + n_tile * BLOCK_N, at]).T
+        elif TILES:
+            w = w_ptr.load([expert * K + at, n_tile * BLOCK_N])
+            if not EVEN_K:  # below the matrix lies the next expert's
+                w = tl.where((k < K - at)[:, None], w, 0.0)
+        elif EVEN_K and EVEN_N:
             w = tl.load(w_at)
         else:
             w = tl.load(w_at, mask=(k < K - at)[:, None] & (columns < N)[None, :], other=0.0)
         total = tl.dot(x, w, total, input_precision="ieee")
-        x_at += BLOCK_K
-        w_at += BLOCK_K * stride_k
+        if not TILES:
+            x_at += BLOCK_K
+            w_at += BLOCK_K * stride_k
     y_at = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
     inside = (rows < end)[:, None] & (columns < N)[None, :]
     tl.store(y_at, total.to(y_ptr.dtype.element_ty), mask=inside)
@@ -236,11 +249,13 @@ def _grouped_gemm(
         return out.zero_()
     if out.numel() == 0:
         return out
-    block_m, block_n, block_k, warps, stages = _config(x, m // n_experts)
+    tiles, transposed = copy_engine(x, weight), stride_k == 1
+    block_m, block_n, block_k, warps, stages = _config(x, m // n_experts, tiles)
     m_tiles = most_tiles(m, n_experts, block_m)
+    side = (block_n, block_k) if transposed else (block_k, block_n)
     _grouped_gemm_kernel[(m_tiles * cdiv(n, block_n),)](
-        x,
-        weight,
+        in_tiles(x, block_m, block_k) if tiles else x,
+        in_tiles(weight, *side) if tiles else weight,
         counts,
         out,
         m_tiles,
@@ -256,13 +271,15 @@ def _grouped_gemm(
         GROUP_M=8,
         EVEN_N=n % block_n == 0,
         EVEN_K=k % block_k == 0,
+        TILES=tiles,
+        TRANSPOSED=transposed,
         num_warps=warps,
         num_stages=stages,
     )
     return out
 
 
-def _config(x: Tensor, rows: int) -> tuple[int, int, int, int, int]:
+def _config(x: Tensor, rows: int, tiles: bool = False) -> tuple[int, int, int, int, int]:
     """BLOCK_M, BLOCK_N, BLOCK_K, warps, stages for about so many rows per expert."""
     if x.dtype == torch.float32:
         return 64, 64, 32, 4, 2
@@ -270,7 +287,11 @@ def _config(x: Tensor, rows: int) -> tuple[int, int, int, int, int]:
         return 64, 64, 16, 4, 2  # no tensor cores through Triton: small, or registers spill
     if rows < 64:  # small experts: tall tiles would be mostly padding
         return 64, 128, 64, 4, 3
-    return 128, 128, 64, 8, 3
+    return (128, 256, 64, 8, 4) if tiles and _is_hopper(x) else (128, 128, 64, 8, 3)
+
+
+def _is_hopper(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 def _check_grouped(x: Tensor, weight: Tensor, counts: Tensor, inner: int) -> None:
@@ -297,12 +318,21 @@ _MODERN = ("sm_80", "sm_89", "sm_90", "sm_100")
 _CORES = {"sm_80": r"mma\.sync", "sm_89": r"mma\.sync", "sm_90": "wgmma", "sm_100": "tcgen05"}
 
 
-def _gemm(name: str, kind: str, tile: tuple[int, ...], **changes: Any) -> Spec:
-    unit, other = ("stride_n", "stride_k") if "_nn_" in name else ("stride_k", "stride_n")
-    signature = {"x_ptr": f"*{kind}", "w_ptr": f"*{kind}", "counts_ptr": "*i64"}
-    signature |= {"y_ptr": f"*{kind}", **_INTEGERS, other: "i32"}
+def _gemm(
+    name: str, kind: str, tile: tuple[int, ...], *, tiles: bool = False, **changes: Any
+) -> Spec:
+    transposed = "_nt_" in name
+    unit, other = ("stride_k", "stride_n") if transposed else ("stride_n", "stride_k")
+    m, n, k = tile[:3]
+    shapes = {"x_ptr": [m, k], "w_ptr": [n, k] if transposed else [k, n]}
+    signature = {
+        operand: f"tensordesc<{kind}{shape}>" if tiles else f"*{kind}"
+        for operand, shape in shapes.items()
+    }
+    signature |= {"counts_ptr": "*i64", "y_ptr": f"*{kind}", **_INTEGERS, other: "i32"}
     constexprs = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), tile, strict=False))
     constexprs |= {"E_PAD": 256, "GROUP_M": 8, "EVEN_N": True, "EVEN_K": True}
+    constexprs |= {"TILES": tiles, "TRANSPOSED": transposed}
     constexprs[unit] = 1  # a stride of 1 becomes a constant at every launch
     divisible = ("N", "K", other)
     return Spec(name, _grouped_gemm_kernel, signature, constexprs, *tile[3:], divisible, **changes)
@@ -318,10 +348,17 @@ def _wgrad(name: str, kind: str, tile: tuple[int, ...], **changes: Any) -> Spec:
 
 
 _LARGE, _LOW, _PLAIN = (128, 128, 64, 8, 3), (64, 128, 64, 4, 3), (64, 64, 16, 4, 2)
+_WIDE = (128, 256, 64, 8, 4)
+_TILED = ("sm_90", "sm_100")
+_OF_TILES: dict[str, Any] = {"tiles": True, "expects": _CORES}
 SPECS = (
     _gemm("grouped_gemm_nt_bf16", "bf16", _LARGE, targets=_MODERN, expects=_CORES),
     _gemm("grouped_gemm_nt_bf16_low", "bf16", _LOW, targets=_MODERN, expects=_CORES),
     _gemm("grouped_gemm_nn_bf16", "bf16", _LARGE, targets=_MODERN, expects=_CORES),
+    _gemm("grouped_gemm_nt_bf16_tiles_h100", "bf16", _WIDE, targets=("sm_90",), **_OF_TILES),
+    _gemm("grouped_gemm_nn_bf16_tiles_h100", "bf16", _WIDE, targets=("sm_90",), **_OF_TILES),
+    _gemm("grouped_gemm_nt_bf16_tiles", "bf16", _LARGE, targets=("sm_100",), **_OF_TILES),
+    _gemm("grouped_gemm_nt_bf16_tiles_low", "bf16", _LOW, targets=_TILED, **_OF_TILES),
     _gemm("grouped_gemm_nt_fp16_t4", "fp16", _PLAIN, targets=("sm_75",)),
     _gemm("grouped_gemm_nn_fp16_t4", "fp16", _PLAIN, targets=("sm_75",)),
     _gemm("grouped_gemm_nt_fp32", "fp32", (64, 64, 32, 4, 2)),

@@ -2,7 +2,8 @@
 
 As in ``kernels.grouped`` each program finds its expert by itself. As in ``kernels.gemm`` each block
 of 128 along the summed dimension is multiplied on its own, scaled in fp32 and then added: that is
-also the promotion that Hopper's short accumulators need (TR section 3.3.2).
+also the promotion that Hopper's short accumulators need (TR section 3.3.2). From Hopper on a copy
+engine fetches the tiles (``TILES``: the operands are tensor descriptors).
 
 For the weight gradient the summed dimension is the rows, so scales stand for 128 rows of a channel.
 Such a tile must not mix two experts: ``moe_quant.grouped_quant_transposed`` sees to that.
@@ -20,7 +21,15 @@ from minids3.kernels.compile import Spec
 from minids3.kernels.fp8 import decode_e4m3
 from minids3.kernels.grouped import find_tile, most_tiles, place_of, power_of_two_from
 from minids3.kernels.language import jit, tl
-from minids3.kernels.launch import cdiv, check_fp8, check_scale, check_tensors, fp8_mode
+from minids3.kernels.launch import (
+    cdiv,
+    check_fp8,
+    check_scale,
+    check_tensors,
+    copy_engine,
+    fp8_mode,
+    in_tiles,
+)
 
 __all__ = ["SPECS", "fp8_grouped_gemm_nt", "fp8_grouped_wgrad"]
 
@@ -46,6 +55,7 @@ def _fp8_grouped_gemm_kernel(
     GROUP_M: tl.constexpr,
     EVEN_K: tl.constexpr,
     NATIVE: tl.constexpr,
+    TILES: tl.constexpr,
 ):
     tile, n_tile = place_of(tl.program_id(0), m_tiles, tl.cdiv(N, BLOCK_N), GROUP_M)
     expert, first, end = find_tile(counts_ptr, tile, n_experts, BLOCK_M, E_PAD)
@@ -58,14 +68,18 @@ def _fp8_grouped_gemm_kernel(
     row_at = tl.minimum(rows, end - 1).to(tl.int64)
     column_at = tl.minimum(columns, N - 1).to(tl.int64)
     wide = expert.to(tl.int64)
-    a_at = a_ptr + row_at[:, None] * K + k[None, :]
-    b_at = b_ptr + wide * N * K + column_at[None, :] * K + k[:, None]
+    if not TILES:
+        a_at = a_ptr + row_at[:, None] * K + k[None, :]
+        b_at = b_ptr + wide * N * K + column_at[None, :] * K + k[:, None]
     a_scale_at = a_scale_ptr + row_at * k_tiles
     # BLOCK_N and BLOCK_K divide 128: one scale of b for a tile, one of a for each of its rows.
     b_scale_at = b_scale_ptr + (wide * tl.cdiv(N, 128) + n_tile * BLOCK_N // 128) * k_tiles
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for at in range(0, K, BLOCK_K):
-        if EVEN_K:
+        if TILES:
+            a = a_ptr.load([first, at])
+            b = b_ptr.load([expert * N + n_tile * BLOCK_N, at]).T
+        elif EVEN_K:
             a, b = tl.load(a_at), tl.load(b_at)
         else:
             a = tl.load(a_at, mask=(k < K - at)[None, :], other=0.0)
@@ -74,8 +88,9 @@ def _fp8_grouped_gemm_kernel(
             a, b = decode_e4m3(a), decode_e4m3(b)
         scale = tl.load(a_scale_at + at // 128) * tl.load(b_scale_at + at // 128)
         total += tl.dot(a, b) * scale[:, None]
-        a_at += BLOCK_K
-        b_at += BLOCK_K
+        if not TILES:
+            a_at += BLOCK_K
+            b_at += BLOCK_K
     y_at = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
     inside = (rows < end)[:, None] & (columns < N)[None, :]
     tl.store(y_at, total.to(y_ptr.dtype.element_ty), mask=inside)
@@ -98,6 +113,7 @@ def _fp8_grouped_wgrad_kernel(
     BLOCK_R: tl.constexpr,
     E_PAD: tl.constexpr,
     NATIVE: tl.constexpr,
+    TILES: tl.constexpr,
 ):
     expert = tl.program_id(1)
     n_tile = tl.program_id(0) % tl.cdiv(N, BLOCK_N)
@@ -111,19 +127,25 @@ def _fp8_grouped_wgrad_kernel(
     k = k_tile * BLOCK_K + tl.arange(0, BLOCK_K)
     r = tl.arange(0, BLOCK_R)
     n_at, k_at = tl.minimum(n, N - 1).to(tl.int64), tl.minimum(k, K - 1).to(tl.int64)
-    g_at = g_ptr + n_at[:, None] * (row_tiles * 128) + start * 128 + r[None, :]
-    x_at = x_ptr + k_at[None, :] * (row_tiles * 128) + start * 128 + r[:, None]
+    if not TILES:
+        g_at = g_ptr + n_at[:, None] * (row_tiles * 128) + start * 128 + r[None, :]
+        x_at = x_ptr + k_at[None, :] * (row_tiles * 128) + start * 128 + r[:, None]
     g_scale_at = g_scale_ptr + n_at * row_tiles
     x_scale_at = x_scale_ptr + k_at * row_tiles
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for at in range(start * 128, end * 128, BLOCK_R):
-        g, x = tl.load(g_at), tl.load(x_at)
+        if TILES:
+            g = g_ptr.load([n_tile * BLOCK_N, at])
+            x = x_ptr.load([k_tile * BLOCK_K, at]).T
+        else:
+            g, x = tl.load(g_at), tl.load(x_at)
         if not NATIVE:
             g, x = decode_e4m3(g), decode_e4m3(x)
         g_scale, x_scale = tl.load(g_scale_at + at // 128), tl.load(x_scale_at + at // 128)
         total += tl.dot(g, x) * g_scale[:, None] * x_scale[None, :]
-        g_at += BLOCK_R
-        x_at += BLOCK_R
+        if not TILES:
+            g_at += BLOCK_R
+            x_at += BLOCK_R
     dw_at = dw_ptr + expert.to(tl.int64) * N * K + n.to(tl.int64)[:, None] * K + k[None, :]
     inside = (n < N)[:, None] & (k < K)[None, :]
     tl.store(dw_at, total.to(dw_ptr.dtype.element_ty), mask=inside)
@@ -171,18 +193,18 @@ def fp8_grouped_gemm_nt(
         return out.zero_()
     if out.numel() == 0:
         return out
-    native = fp8_mode(a.device) == "native"
+    native, tiles = fp8_mode(a.device) == "native", copy_engine(a, b)
     tile = _fp8_config(a.device, native)
     if native and m < 64 * n_experts:  # small experts: tall tiles would be mostly padding
-        tile = (64, 128, 128, 4, 3)
+        tile = _LOW
     block_m, block_n, block_k, warps, stages = tile
     if not native:
         a, b = a.view(torch.uint8), b.view(torch.uint8)
     m_tiles = most_tiles(m, n_experts, block_m)
     _fp8_grouped_gemm_kernel[(m_tiles * cdiv(n, block_n),)](
-        a,
+        in_tiles(a, block_m, block_k) if tiles else a,
         a_scale,
-        b,
+        in_tiles(b, block_n, block_k) if tiles else b,
         b_scale,
         counts,
         out,
@@ -197,6 +219,7 @@ def fp8_grouped_gemm_nt(
         GROUP_M=8,
         EVEN_K=k % block_k == 0,
         NATIVE=native,
+        TILES=tiles,
         num_warps=warps,
         num_stages=stages,
     )
@@ -233,26 +256,24 @@ def fp8_grouped_wgrad(
             f"grad {list(grad.shape)} and x {list(x.shape)}: expected [N, T * 128] and "
             "[K, T * 128] as grouped_quant_transposed makes them"
         )
-    n, k, tiles, n_experts = grad.shape[0], x.shape[0], x.shape[1] // TILE, counts.numel()
-    check_scale("grad_scale", grad_scale, (n, tiles))
-    check_scale("x_scale", x_scale, (k, tiles))
+    n, k, row_tiles, n_experts = grad.shape[0], x.shape[0], x.shape[1] // TILE, counts.numel()
+    check_scale("grad_scale", grad_scale, (n, row_tiles))
+    check_scale("x_scale", x_scale, (k, row_tiles))
     out = torch.empty(n_experts, n, k, device=x.device, dtype=out_dtype)
     if out.numel() == 0:
         return out
-    native = fp8_mode(x.device) == "native"
-    block_n, block_k, block_r, warps, stages = _fp8_config(x.device, native)
-    if native and torch.cuda.get_device_capability(x.device)[0] != 9:
-        block_k = 64  # elsewhere 128 x 128 sums, twice over, do not fit in the registers
+    native, tiles = fp8_mode(x.device) == "native", copy_engine(grad, x)
+    block_n, block_k, block_r, warps, stages = _fp8_config(x.device, native, wgrad=True)
     if not native:
         grad, x = grad.view(torch.uint8), x.view(torch.uint8)
     _fp8_grouped_wgrad_kernel[(cdiv(n, block_n) * cdiv(k, block_k), n_experts)](
-        grad,
+        in_tiles(grad, block_n, block_r) if tiles else grad,
         grad_scale,
-        x,
+        in_tiles(x, block_k, block_r) if tiles else x,
         x_scale,
         counts,
         out,
-        tiles,
+        row_tiles,
         n_experts,
         n,
         k,
@@ -261,19 +282,29 @@ def fp8_grouped_wgrad(
         BLOCK_R=block_r,
         E_PAD=power_of_two_from(n_experts),
         NATIVE=native,
+        TILES=tiles,
         num_warps=warps,
         num_stages=stages,
     )
     return out
 
 
-def _fp8_config(device: torch.device, native: bool) -> tuple[int, int, int, int, int]:
-    """Three sides of a tile, warps, stages; the third side divides 128."""
+# Three sides of a tile, warps, stages of the pipeline; the third side divides 128. Registers
+# decide: a vector of scales on both sides, as in wgrad, leaves room for half a tile.
+_LARGE, _LOW = (128, 128, 128, 8, 3), (64, 128, 128, 4, 3)
+_HOPPER, _HOPPER_WGRAD, _WGRAD = (128, 128, 128, 8, 4), (64, 128, 128, 4, 4), (128, 64, 128, 8, 3)
+_A100, _T4 = (64, 64, 128, 4, 2), (64, 64, 16, 4, 2)
+
+
+def _fp8_config(
+    device: torch.device, native: bool, wgrad: bool = False
+) -> tuple[int, int, int, int, int]:
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    if native and capability[0] == 9:
+        return _HOPPER_WGRAD if wgrad else _HOPPER
     if native:
-        return 128, 128, 128, 8, 3
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return 64, 64, 16, 4, 2
-    return 64, 64, 128, 4, 2
+        return _WGRAD if wgrad else _LARGE
+    return _A100 if capability >= (8, 0) else _T4
 
 
 _NATIVE = ("sm_89", "sm_90", "sm_100")
@@ -282,20 +313,32 @@ _CORES |= {"sm_80": r"mma\.sync.*f16"}
 
 
 def _spec(
-    name: str, tile: tuple[int, ...], targets: tuple[str, ...], even: bool | None = None
+    name: str,
+    tile: tuple[int, ...],
+    targets: tuple[str, ...],
+    even: bool = True,
+    tiles: bool = False,
 ) -> Spec:
-    kind = "*fp8e4nv" if targets[0] in _NATIVE else "*u8"
-    integers = {"n_experts": "i32", "N": "i32", "K": "i32", "counts_ptr": "*i64"}
-    signature = {"x_scale_ptr": "*fp32", "g_scale_ptr": "*fp32", "dw_ptr": "*fp32"}
-    signature |= {"g_ptr": kind, "x_ptr": kind, "row_tiles": "i32", **integers}
-    kernel, names = _fp8_grouped_wgrad_kernel, ("BLOCK_N", "BLOCK_K", "BLOCK_R")
-    extra: dict[str, Any] = {"E_PAD": 256, "NATIVE": kind == "*fp8e4nv"}
-    if even is not None:
-        signature = {"a_ptr": kind, "a_scale_ptr": "*fp32", "b_ptr": kind, "b_scale_ptr": "*fp32"}
-        signature |= {"y_ptr": "*bf16", "m_tiles": "i32", **integers}
-        kernel, names = _fp8_grouped_gemm_kernel, ("BLOCK_M", "BLOCK_N", "BLOCK_K")
-        extra |= {"GROUP_M": 8, "EVEN_K": even}
-    constexprs = {**dict(zip(names, tile, strict=False)), **extra}
+    native = targets[0] in _NATIVE
+    kind = "fp8e4nv" if native else "u8"
+    if "wgrad" in name:
+        kernel, operands = _fp8_grouped_wgrad_kernel, ("g", "x")
+        sides = ("BLOCK_N", "BLOCK_K", "BLOCK_R")
+        extra: dict[str, Any] = {}
+        signature = {"dw_ptr": "*fp32", "row_tiles": "i32"}
+    else:
+        kernel, operands = _fp8_grouped_gemm_kernel, ("a", "b")
+        sides = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
+        extra = {"GROUP_M": 8, "EVEN_K": even}
+        signature = {"y_ptr": "*bf16", "m_tiles": "i32"}
+    for operand, side in zip(operands, tile, strict=False):
+        signature[f"{operand}_ptr"] = (
+            f"tensordesc<{kind}{[side, tile[2]]}>" if tiles else f"*{kind}"
+        )
+        signature[f"{operand}_scale_ptr"] = "*fp32"
+    signature |= {"n_experts": "i32", "N": "i32", "K": "i32", "counts_ptr": "*i64"}
+    constexprs = {**dict(zip(sides, tile, strict=False)), **extra}
+    constexprs |= {"E_PAD": 256, "NATIVE": native, "TILES": tiles}
     expects = {} if targets == ("sm_75",) else _CORES
     divisible = ("N", "K")
     return Spec(
@@ -303,17 +346,21 @@ def _spec(
     )
 
 
-_LARGE, _LOW, _NARROW = (128, 128, 128, 8, 3), (64, 128, 128, 4, 3), (128, 64, 128, 8, 3)
-_A100, _T4 = (64, 64, 128, 4, 2), (64, 64, 16, 4, 2)
 SPECS = (
-    _spec("fp8_grouped_gemm", _LARGE, _NATIVE, True),
-    _spec("fp8_grouped_gemm_ragged", _LARGE, _NATIVE, False),
-    _spec("fp8_grouped_gemm_low", _LOW, _NATIVE, True),
-    _spec("fp8_grouped_gemm_a100", _A100, ("sm_80",), True),
-    _spec("fp8_grouped_gemm_t4", _T4, ("sm_75",), True),
-    _spec("fp8_grouped_gemm_t4_ragged", _T4, ("sm_75",), False),
-    _spec("fp8_grouped_wgrad_h100", _LARGE, ("sm_90",)),
-    _spec("fp8_grouped_wgrad", _NARROW, _NATIVE),
+    _spec("fp8_grouped_gemm", _LARGE, _NATIVE),
+    _spec("fp8_grouped_gemm_ragged", _LARGE, _NATIVE, even=False),
+    _spec("fp8_grouped_gemm_h100_ragged", _HOPPER, ("sm_90",), even=False),
+    _spec("fp8_grouped_gemm_low", _LOW, _NATIVE),
+    _spec("fp8_grouped_gemm_tiles_h100", _HOPPER, ("sm_90",), tiles=True),
+    _spec("fp8_grouped_gemm_tiles", _LARGE, ("sm_100",), tiles=True),
+    _spec("fp8_grouped_gemm_tiles_low", _LOW, ("sm_90", "sm_100"), tiles=True),
+    _spec("fp8_grouped_gemm_a100", _A100, ("sm_80",)),
+    _spec("fp8_grouped_gemm_t4", _T4, ("sm_75",)),
+    _spec("fp8_grouped_gemm_t4_ragged", _T4, ("sm_75",), even=False),
+    _spec("fp8_grouped_wgrad_h100", _HOPPER_WGRAD, ("sm_90",)),
+    _spec("fp8_grouped_wgrad_tiles_h100", _HOPPER_WGRAD, ("sm_90",), tiles=True),
+    _spec("fp8_grouped_wgrad_tiles", _WGRAD, ("sm_100",), tiles=True),
+    _spec("fp8_grouped_wgrad", _WGRAD, ("sm_89", "sm_100")),
     _spec("fp8_grouped_wgrad_a100", _A100, ("sm_80",)),
     _spec("fp8_grouped_wgrad_t4", _T4, ("sm_75",)),
 )

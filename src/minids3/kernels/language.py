@@ -1,6 +1,7 @@
 """Triton itself, or a stand-in that says what to do where it cannot be installed.
 
-Everything in ``minids3.kernels`` takes ``triton``, ``tl`` and ``jit`` from here. On macOS and
+Everything in ``minids3.kernels`` takes ``triton``, ``tl`` and ``jit`` from here, and
+``TensorDescriptor``, which is None where Triton has none. On macOS and
 Windows there is no Triton: modules that only *mention* ``tl`` in a function still import there.
 
 Without a GPU a kernel runs in Triton's interpreter, which must be chosen by TRITON_INTERPRET=1
@@ -13,7 +14,7 @@ import inspect
 import os
 from typing import Any
 
-__all__ = ["jit", "tl", "triton"]
+__all__ = ["TensorDescriptor", "jit", "tl", "triton"]
 
 
 _ADVICE = (
@@ -52,7 +53,12 @@ try:
     import triton.language as tl
 except ImportError:
     triton = tl = _Missing()  # type: ignore[assignment]
+    TensorDescriptor = None
 else:
+    try:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+    except ImportError:  # before Triton 3.4
+        TensorDescriptor = None
     _asked = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
     # tl.sum is itself written in Triton and was made either way when triton was imported.
     if _asked != (type(tl.sum).__name__ == "InterpretedFunction"):

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from minids3.kernels.language import tl
+from minids3.kernels.language import TensorDescriptor, tl
 
-__all__ = ["cdiv", "check_fp8", "check_scale", "check_tensors", "fp8_mode", "interpreted"]
+__all__ = [
+    "cdiv",
+    "check_fp8",
+    "check_scale",
+    "check_tensors",
+    "copy_engine",
+    "fp8_mode",
+    "in_tiles",
+    "interpreted",
+]
+
+_ALIGNMENT = 16  # bytes
 
 
 def interpreted() -> bool:
@@ -24,6 +37,32 @@ def fp8_mode(device: torch.device) -> str:
     if interpreted() or device.type != "cuda":
         return "software"
     return "native" if torch.cuda.get_device_capability(device) >= (8, 9) else "software"
+
+
+def copy_engine(*tensors: Tensor) -> bool:
+    """Whether the GPU can fetch tiles of these by itself (TMA: Hopper and later).
+
+    One thread names a tile, and the copy engine computes the addresses, fills in zeros beyond an
+    edge and reports when the tile has arrived in shared memory. Rows must be multiples of 16 bytes
+    and begin at such multiples.
+    """
+    first = tensors[0]
+    return (
+        TensorDescriptor is not None
+        and first.device.type == "cuda"
+        and torch.cuda.get_device_capability(first.device) >= (9, 0)
+        and all(aligned(t) for t in tensors)
+    )
+
+
+def aligned(x: Tensor) -> bool:
+    """Whether the rows of a contiguous tensor begin at multiples of 16 bytes."""
+    return (x.shape[-1] * x.element_size()) % _ALIGNMENT == 0 and x.data_ptr() % _ALIGNMENT == 0
+
+
+def in_tiles(x: Tensor, rows: int, columns: int) -> Any:
+    """``x [..., D]`` as a matrix that a kernel loads in tiles of ``rows`` by ``columns``."""
+    return TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), [rows, columns])
 
 
 def cdiv(a: int, b: int) -> int:

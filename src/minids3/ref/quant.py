@@ -55,7 +55,8 @@ def quantize_ref(
     largest = tiled.abs().amax(3).amax(1)
     if not bool(torch.isfinite(largest).all()):
         largest = torch.where(torch.isfinite(tiled), tiled, 0.0).abs().amax(3).amax(1)
-    scale = largest / E4M3_MAX
+    # A tensor, since a GPU divides by a number as a product with its rounded reciprocal.
+    scale = largest / torch.full_like(largest, E4M3_MAX)
     if power_of_two:
         mantissa, power = torch.frexp(scale)  # scale = [0.5, 1) * 2^power, exact if 0.5
         scale = torch.ldexp(torch.ones_like(scale), power - (mantissa == 0.5).int())
