@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _python_dispatch as dispatch
-from torch.utils.flop_counter import FlopCounterMode
 
 from minids3.grade import wire
 from minids3.grade.rebuild import copy_into, counters_in, leaves_of, plain, rebuilt, swap
 from minids3.grade.replay import other_numbers
 from minids3.grade.zygote import Zygote
+from minids3.sim.counted import MultiplyAdds
 
 __all__ = ["ProcessEnded", "Remote", "TimeLimit"]
 
@@ -222,7 +222,7 @@ class Remote:
                 raise ProcessEnded(f"its process gave {error}") from None
         return value
 
-    def _counted(self, message: dict[str, Any], counters: list[FlopCounterMode]) -> Any:
+    def _counted(self, message: dict[str, Any], counters: list[MultiplyAdds]) -> Any:
         """Return what the function computes, as repeated and counted in another process.
 
         The function sees other numbers than the check's, and no gradient follows (see ``replay``).
@@ -244,7 +244,7 @@ class Remote:
             why = f"{reply['raised']}: {reply.get('text', '')}"
             raise ProcessEnded(f"its operations cannot be repeated on other numbers ({why})")
         for counter in counters:
-            counter.flop_counts["Global"]["student"] += int(reply["flops"])
+            counter.total += int(reply["multiply_adds"])
         return wire.decode(reply["value"])
 
     def _value(self, reply: dict[str, Any], ident: int | None, leaves: list[Tensor]) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minids3.grade import wire
-from minids3.sim.counted import multiply_add_counter
+from minids3.sim.counted import MultiplyAdds
 
 __all__ = ["Recorder", "other_numbers", "repeat"]
 
@@ -65,6 +65,10 @@ class Recorder(TorchDispatchMode):
         self._from_arguments: set[int] = set()
         for t in arguments:
             self._from_arguments.add(self._number(t))
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in ``MultiplyAdds``
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Make one operation and write it down."""
@@ -153,7 +157,7 @@ def _operation(name: str, overload: str) -> Callable[..., Any]:
 
 
 def repeat(arguments: list[Any], steps: list[dict[str, Any]], result: Any) -> dict[str, Any]:
-    """Make the operations in ``steps`` on ``arguments`` (plain forms); tell value and FLOPs."""
+    """Make the operations in ``steps`` on ``arguments`` (plain forms); tell value and cost."""
     tensors: dict[int, Tensor] = {}
 
     def note(form: dict[str, Any]) -> Tensor:
@@ -161,7 +165,7 @@ def repeat(arguments: list[Any], steps: list[dict[str, Any]], result: Any) -> di
         return t
 
     wire.decode({"list": arguments}, note)
-    with torch.no_grad(), multiply_add_counter() as counter:
+    with torch.no_grad(), MultiplyAdds() as counter:
         for step in steps[:_STEPS]:
             if "constant" in step:
                 made: Any = wire.decode(step["constant"])
@@ -172,4 +176,4 @@ def repeat(arguments: list[Any], steps: list[dict[str, Any]], result: Any) -> di
             given = [t for t in _flat(made) if isinstance(t, Tensor)]
             tensors.update(zip(step["gives"], given, strict=True))
     value = wire.encode(_value_of(result, tensors))
-    return {"value": value, "flops": counter.get_total_flops()}
+    return {"value": value, "multiply_adds": counter.total}

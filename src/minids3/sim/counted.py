@@ -11,16 +11,17 @@ import math
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop, shape_wrapper
 
-__all__ = ["multiply_add_counter"]
+__all__ = ["MultiplyAdds"]
 
 _OTHERS = (
     "mul", "mul_", "mv", "dot", "vdot", "addr", "addmv", "addmv_", "addcmul", "addcmul_",
 )  # fmt: skip
 
 
-def _flops(*shapes: Any, out_shape: Any = (), **_: Any) -> int:
+def _by_elements(*shapes: Any, out_shape: Any = (), **_: Any) -> int:
     """Return 2 FLOPs for each number of the largest tensor; by a single number nothing counts."""
     sizes = [math.prod(s) for s in shapes if isinstance(s, torch.Size)]
     if sum(size > 1 for size in sizes) < 2:
@@ -28,7 +29,35 @@ def _flops(*shapes: Any, out_shape: Any = (), **_: Any) -> int:
     return 2 * max(*sizes, math.prod(out_shape))
 
 
-def multiply_add_counter() -> FlopCounterMode:
-    """Return a counter for a ``with`` block; ``get_total_flops() // 2`` are the multiply-adds."""
-    counted = {getattr(torch.ops.aten, name): _flops for name in _OTHERS}
-    return FlopCounterMode(display=False, custom_mapping=counted)
+_FLOPS = {
+    **flop_registry,
+    **{getattr(torch.ops.aten, name): shape_wrapper(_by_elements) for name in _OTHERS},
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+}
+
+
+class MultiplyAdds(TorchDispatchMode):
+    """Counts in a ``with`` block; ``total`` are the multiply-adds so far."""
+
+    def __init__(self) -> None:
+        """Begin at zero."""
+        super().__init__()
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or the first use imports PyTorch's compiler, most of a second
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make one operation and count it, or the ones that it is made of."""
+        kwargs = kwargs or {}
+        flops = _FLOPS.get(getattr(func, "_overloadpacket", func))
+        if flops is None and hasattr(func, "decompose"):
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if flops is not None:
+            self.total += flops(*args, **kwargs, out_val=out) // 2
+        return out
