@@ -3,6 +3,7 @@
 import pytest
 import torch
 from grade.cells import cell_of, program_of
+from torch.utils.flop_counter import FlopCounterMode
 
 from minids3.course.hints import source_of
 from minids3.course.registry import exercises, get
@@ -13,7 +14,7 @@ from minids3.grade.oracle import Remote
 from minids3.grade.records import Piece, Program, SubmissionResult
 from minids3.grade.sandbox import Limits
 from minids3.grade.zygote import GraderFault
-from minids3.sim.counted import multiply_add_counter
+from minids3.sim.counted import MultiplyAdds
 
 pytestmark = pytest.mark.skipif(bool(sandbox.missing()), reason="no isolation on this machine")
 NAME = "03_latent_attention"
@@ -209,18 +210,18 @@ def test_gradients_in_place_changes_and_shared_arguments(grader):
 
 
 def counted(f, *args):
-    with multiply_add_counter() as counter:
+    with MultiplyAdds() as counter:
         out = f(*args)
-    return out, counter.get_total_flops()
+    return out, counter.total
 
 
 def test_multiply_adds_are_counted_in_a_process_that_knows_no_answer(grader):
     x, y = torch.randn(4, 4), torch.randn(4)
     f = remote(grader, "def f(x, y):\n    return x @ x, (x * y).sum(-1)\n")
-    (a, b), flops = counted(f, x, y)
+    (a, b), spent = counted(f, x, y)
     assert torch.equal(a, x @ x)
     assert torch.equal(b, (x * y).sum(-1))
-    assert flops == 2 * (4**3 + 4**2)
+    assert spent == 4**3 + 4**2
     f.close()
     g = remote(grader, "seen = []\ndef f(x):\n    seen.append(x)\n    return [x + 0] + seen\n")
     (own, told), _ = counted(g, x)
@@ -246,6 +247,13 @@ def test_what_cannot_be_counted_says_why(grader, body, reason):
     f.close()
 
 
+def test_a_check_that_counts_otherwise_is_our_fault(grader):
+    f = remote(grader, "def f(x):\n    return x\n")
+    with FlopCounterMode(display=False), pytest.raises(GraderFault, match=r"sim\.counted"):
+        f(torch.ones(2))
+    f.close()
+
+
 def test_arguments_without_a_plain_form_are_our_fault(grader):
     f = remote(grader, "def f(x):\n    return 1\n")
     with pytest.raises(GraderFault, match="no plain form"):
@@ -253,3 +261,14 @@ def test_arguments_without_a_plain_form_are_our_fault(grader):
     f.close()
     assert issubclass(oracle.TimeLimit, Exception)
     assert not issubclass(GraderFault, Exception)
+
+
+def test_a_process_that_does_not_start_is_our_fault(grader, monkeypatch):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    made = Grader()
+    try:
+        got = grade(made, "mla-choose", source_of("mla-choose"))
+    finally:
+        made.close()
+    assert got.status == "grader error"
+    assert "did not start" in got.notes[0]

@@ -18,7 +18,7 @@ from minids3.course.checker import Checker, Item, Stop, short
 from minids3.course.compare import describe, same
 from minids3.course.registry import Exercise
 
-__all__ = ["Report", "run_check"]
+__all__ = ["Report", "run_check", "solution_labels"]
 
 
 @dataclass
@@ -74,7 +74,12 @@ _SOLUTIONS: dict[tuple[str, int, Any], list[str]] = {}
 _MUTANTS: dict[tuple[str, int, str, Any], Checker] = {}
 
 
-def _solution_labels(exercise: Exercise, seed: int) -> list[str]:
+def solution_labels(exercise: Exercise, seed: int) -> list[str]:
+    """Return the labels of the checklist, as the solution's own run tells them; kept for later.
+
+    Raises:
+        AssertionError: the solution fails its own check, or a label occurs twice.
+    """
     key = (exercise.id, seed, exercise.check)
     if key not in _SOLUTIONS:
         c = _run(exercise, exercise.solution, seed, None)
@@ -97,7 +102,7 @@ def _diagnose(exercise: Exercise, c: Checker) -> tuple[str, str]:
     The same in everything is looked for first, then the same up to the first failed item: a reader
     can make a known mistake and another one beside it.
     """
-    labels = _solution_labels(exercise, c.seed)
+    labels = solution_labels(exercise, c.seed)
     statuses = [(i.label, i.status) for i in c.items]
     first = next(i for i in c.items if i.status == "no")
     start = c.outputs[: first.outputs]
@@ -124,7 +129,7 @@ def run_check(exercise: Exercise, fn: Callable[..., Any], seed: int = 0) -> Repo
 
     Nothing that ``fn`` raises comes out of here, except for ``KeyboardInterrupt``.
     """
-    labels = _solution_labels(exercise, seed)
+    labels = solution_labels(exercise, seed)
     if not callable(fn):
         items = [Item(label, "not reached") for label in labels]
         items[0] = Item(labels[0], "no", f"you passed {describe(fn)}, not a function")

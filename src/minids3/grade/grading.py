@@ -10,6 +10,7 @@ the private checks of an instructor's own folder. An item counts if it is ok eve
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import os
 import random
@@ -25,7 +26,7 @@ import torch
 
 from minids3.course.hints import source_of
 from minids3.course.registry import Exercise, get
-from minids3.course.run import run_check
+from minids3.course.run import run_check, solution_labels
 from minids3.grade import sandbox, shortcuts
 from minids3.grade.oracle import Remote
 from minids3.grade.private import PrivateCheck, load_private
@@ -84,13 +85,13 @@ class Grader:
         """
         if kernels and "triton" not in sys.modules and not torch.cuda.is_available():
             os.environ.setdefault("TRITON_INTERPRET", "1")  # heard only before the first import
-        shortcuts.load_package(kernels)
         self.isolate = isolate
         self.private: dict[str, list[PrivateCheck]] = load_private(private) if private else {}
         self._make: Callable[[], Zygote] = lambda: Zygote(
             limits or Limits(), isolate=isolate, hidden=tuple(hidden), kernels=kernels
         )
         self._zygote = self._make()
+        shortcuts.load_package(kernels)  # while that one starts
         self._rules: dict[tuple[str, str], dict[str, str]] = {}
 
     def close(self) -> None:
@@ -103,6 +104,9 @@ class Grader:
         """Grade all programs of one submission."""
         start = time.perf_counter()
         before = given_before(answers.merged)
+        for program in answers.programs:
+            if program.status == "answered":
+                _rehearse(program, seed)
         result = SubmissionResult(
             student=student,
             notebook=answers.notebook,
@@ -196,6 +200,16 @@ class Grader:
         if key not in self._rules:
             self._rules[key] = shortcuts.forbidden(exercise, given)
         return self._rules[key]
+
+
+def _rehearse(program: Program, seed: int) -> None:
+    """Run the solution on an exercise's inputs before anybody needs its checklist.
+
+    The first time, that is while the process starts which students' code is forked from.
+    """
+    with contextlib.suppress(Exception):  # comes again where it can be told
+        for number in (0, *hidden_seeds(seed, program.id)):
+            solution_labels(get(program.id), number)
 
 
 def given_before(notebook: dict[str, Any]) -> dict[str, list[str]]:

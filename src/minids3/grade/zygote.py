@@ -38,7 +38,7 @@ class Zygote:
         hidden: Sequence[Path] = (),
         kernels: bool = False,
     ) -> None:
-        """Start it; ``hidden`` are folders nobody in the sandbox may read.
+        """Start it, and do not wait; ``hidden`` are folders nobody in the sandbox may read.
 
         Raises:
             sandbox.Unavailable: isolation is asked for, and this machine has none.
@@ -72,17 +72,31 @@ class Zygote:
             stderr=subprocess.PIPE, cwd=self.home, start_new_session=True,
         )  # fmt: skip
         theirs.close()
-        ours.settimeout(120)
+        self._ready = False
+
+    def _wait(self) -> None:
+        """Wait until it has imported everything.
+
+        Raises:
+            GraderFault: it did not get that far.
+        """
+        self._control.settimeout(120)
         try:
-            self.ready = wire.receive(ours)
-        except (wire.Broken, TimeoutError) as error:
+            wire.receive(self._control)
+        except (wire.Broken, OSError) as error:
             self._process.kill()
             told = (self._process.stderr.read() or b"").decode(errors="replace")[-600:]
-            self.close()
             raise GraderFault(f"the grading process did not start: {error}. {told}") from None
+        self._ready = True
 
     def fork(self) -> tuple[int, socket.socket, Path]:
-        """Return process id, channel and scratch folder of a fresh child in the sandbox."""
+        """Return process id, channel and scratch folder of a fresh child in the sandbox.
+
+        Raises:
+            GraderFault: there is none.
+        """
+        if not self._ready:
+            self._wait()
         scratch = Path(tempfile.mkdtemp(dir=self.home))
         ours, theirs = socket.socketpair()
         try:
@@ -110,6 +124,8 @@ class Zygote:
     def close(self) -> None:
         """End everything and remove the scratch folders."""
         self._control.close()
+        if not self._ready:  # busy importing: it would not notice for seconds
+            self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
         self._process.kill()
