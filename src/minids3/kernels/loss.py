@@ -2,9 +2,9 @@
 
 A row of V3's logits has 129,280 numbers, and a plain implementation reads or writes it about five
 times. Here a program takes a row, walks over it once for the maximum and the sum of exponentials
-together (the online softmax of ``kernels/softmax.py``), and a second time, while the row still lies
-in the L2 cache, to write softmax - onehot, the gradient. Written over the logits it needs no memory
-of its own.
+together (the online softmax of ``kernels/softmax.py``), and a second time to write softmax -
+onehot, the gradient. A row of V3 fits into no multiprocessor, so what the L2 cache has lost by then
+is read twice. Written over the logits the gradient needs no memory of its own.
 
 The gradient is that of the mean, for a gradient 1 of the loss. ``scale_`` multiplies it by the real
 one afterwards, and touches nothing if that is 1, which it usually is.
@@ -53,8 +53,12 @@ def _cross_entropy_kernel(
         total = 0.0
         for start in range(0, n_cols, BLOCK):
             col = start + tl.arange(0, BLOCK)
-            x = tl.load(logits_ptr + base + col, mask=col < n_cols, other=-float("inf"))
-            x = x.to(tl.float32)
+            x = tl.load(
+                logits_ptr + base + col,
+                mask=col < n_cols,
+                other=-float("inf"),
+                eviction_policy="evict_last",  # to be read again
+            ).to(tl.float32)
             new = tl.maximum(biggest, tl.max(x, 0))
             shift = tl.where(new == -float("inf"), 0.0, new)
             total = total * tl.exp(biggest - shift) + tl.sum(tl.exp(x - shift), 0)
@@ -70,10 +74,17 @@ def _cross_entropy_kernel(
             tl.debug_barrier()  # every thread has read its logits
             for start in range(0, n_cols, BLOCK):
                 col = start + tl.arange(0, BLOCK)
-                x = tl.load(logits_ptr + base + col, mask=col < n_cols, other=-float("inf"))
-                probability = tl.exp(x.to(tl.float32) - log_total)
+                x = tl.load(
+                    logits_ptr + base + col,
+                    mask=col < n_cols,
+                    other=-float("inf"),
+                    eviction_policy="evict_first",
+                ).to(tl.float32)
+                probability = tl.exp(x - log_total)
                 grad = (probability - tl.where(col == target, 1.0, 0.0)) * share
-                tl.store(grad_ptr + base + col, grad, mask=col < n_cols)
+                tl.store(
+                    grad_ptr + base + col, grad, mask=col < n_cols, eviction_policy="evict_first"
+                )
 
 
 @jit
@@ -161,7 +172,7 @@ SPECS = (
         {"GRADIENT": True, "BLOCK": _LONGEST_BLOCK},
         num_warps=16,
         divisible=("n_cols",),
-        expects={"sm_90": r"ld\.global\.v4\.b32"},
+        expects={"sm_90": r"ld\.global\S*\.v4\.b32"},
     ),
     Spec(
         "scale",

@@ -5,8 +5,8 @@ gradient sums over tokens, so its operands need tiles of 128 tokens of one chann
 quantised in the same pass, either from 16-bit numbers or from an activation that is kept as E4M3
 (dequantise, transpose, requantise: TR section 3.3.2).
 
-Scales are quotients, correctly rounded (``div_rn``): Triton's ``/`` may be off by a unit in the
-last place, and with it now and then a number that lies halfway between two codes.
+Quotients are correctly rounded: Triton's ``/`` may be off by a unit in the last place, and with it
+now and then a number that lies halfway between two codes.
 """
 
 # ruff: noqa: ANN001, ANN201, ANN202  (kernels' arguments have no Python types)
@@ -60,11 +60,28 @@ def finite_magnitude(x):
 @jit
 def to_e4m3(x, scale, NATIVE: tl.constexpr):
     """``x / scale`` as E4M3 (or its code), to nearest even and saturating; ``scale`` broadcasts."""
-    scaled = tl.div_rn(x, tl.broadcast_to(scale, x.shape))
     if NATIVE:
-        return scaled.to(tl.float8e4nv)
+        return _quotient(x, scale).to(tl.float8e4nv)
     else:
-        return encode_e4m3(scaled)
+        return encode_e4m3(tl.div_rn(x, tl.broadcast_to(scale, x.shape)))
+
+
+@jit
+def _quotient(x, scale):
+    """``x / scale`` correctly rounded, with one division for all that share a scale.
+
+    A product with the rounded reciprocal may be a unit off. What it leaves, x - q * scale, is exact
+    in a fused multiply-add, and adding its own quotient rounds correctly (Markstein 1990). Lifting
+    small numbers keeps that remainder from underflow; the quotient does not change.
+    """
+    lift = tl.where(scale < 8.673617379884035e-19, 18446744073709551616.0, 1.0)  # 2^-60, 2^64
+    high, divisor = x * lift, scale * lift
+    reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), divisor)
+    divisor = tl.broadcast_to(divisor, x.shape)
+    q = high * reciprocal
+    rest = tl.fma(-q, divisor, high)
+    finite = tl.abs(x) <= 3.4028234663852886e38  # an infinity leaves no rest
+    return tl.where(finite, tl.fma(rest, tl.broadcast_to(reciprocal, x.shape), q), q)
 
 
 @jit
@@ -75,19 +92,25 @@ def _act_quant_kernel(
     n_tiles,
     K,
     TILES: tl.constexpr,
+    WHOLE: tl.constexpr,
     POWER_OF_TWO: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
     # Tiles are numbered row by row, so neighbours in a program are neighbours in memory.
-    tile = tl.program_id(0).to(tl.int64) * TILES + tl.arange(0, TILES)
-    per_row = tl.cdiv(K, 128)
-    column = (tile % per_row * 128)[:, None] + tl.arange(0, 128)[None, :]
-    at = (tile // per_row * K)[:, None] + column
-    inside = (tile < n_tiles)[:, None] & (column < K)
+    first = tl.program_id(0).to(tl.int64) * TILES
+    within = tl.arange(0, TILES)
+    inside = (within < n_tiles - first)[:, None]
+    if WHOLE:  # K is a multiple of 128: tiles lie end to end
+        at = first * 128 + (within * 128)[:, None] + tl.arange(0, 128)[None, :]
+    else:
+        per_row, tile = tl.cdiv(K, 128), first + within
+        column = (tile % per_row * 128)[:, None] + tl.arange(0, 128)[None, :]
+        at = (tile // per_row * K)[:, None] + column
+        inside &= column < K
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     scale = scale_of(tl.max(finite_magnitude(x), 1), POWER_OF_TWO)
     tl.store(q_ptr + at, to_e4m3(x, scale[:, None], NATIVE), mask=inside)
-    tl.store(scale_ptr + tile, scale, mask=tile < n_tiles)
+    tl.store(scale_ptr + first + within, scale, mask=within < n_tiles - first)
 
 
 @jit
@@ -179,6 +202,7 @@ def act_quant(x: Tensor, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
         scale.numel(),
         k,
         TILES=tiles,
+        WHOLE=k % TILE == 0,
         POWER_OF_TWO=power_of_two,
         NATIVE=native,
     )
@@ -344,7 +368,8 @@ def _specs(native: bool) -> tuple[Spec, ...]:
 
     transposed = {"BLOCK_K": 64, **flags}
     return (
-        spec("act_quant", _act_quant_kernel, "*bf16", "K", TILES=32, **flags),
+        spec("act_quant", _act_quant_kernel, "*bf16", "K", TILES=32, WHOLE=True, **flags),
+        spec("act_quant_ragged", _act_quant_kernel, "*bf16", "K", TILES=32, WHOLE=False, **flags),
         spec(
             "act_quant_transposed",
             _quant_transposed_kernel,

@@ -21,7 +21,7 @@ from minids3.kernels.launch import cdiv, check_tensors
 
 __all__ = ["SPECS", "rope"]
 
-_NUMBERS = 4096  # per program
+_NUMBERS = 1024  # per program
 
 
 @jit
@@ -137,7 +137,7 @@ _SIGNATURE = {
     "stride_step": "i32",
     "half": "i32",
 }
-_CONSTANTS = {"INVERSE": False, "ROWS": 64, "HALF": 32}
+_CONSTANTS = {"INVERSE": False, "ROWS": 16, "HALF": 32}
 _DIVISIBLE = ("half", "stride_batch", "stride_head", "stride_step")
 SPECS = (
     Spec(
