@@ -8,8 +8,9 @@ from grade.cells import cell_of, program_of
 from minids3.course.registry import exercises, get
 from minids3.course.repository import root
 from minids3.grade import sandbox, shortcuts
-from minids3.grade.grading import Grader, given_before
+from minids3.grade.grading import Grader
 from minids3.grade.merge import merge
+from minids3.grade.prepare import given_before
 from minids3.grade.pristine import Pristine
 from minids3.grade.slices import statements
 

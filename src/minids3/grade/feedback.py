@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minids3.grade.pages import STATUS, bar, chip, esc, kind_of, number, page
-from minids3.grade.records import ExerciseResult, ItemResult, SubmissionResult
+from minids3.grade.records import LOOK, ExerciseResult, ItemResult, SubmissionResult
 
 __all__ = ["feedback"]
 
@@ -23,7 +23,6 @@ _ABOUT = {
     "to look at it before it counts.",
     "needs a human": "This could not be graded automatically. A person will look at it.",
 }
-_LOOK = "for a human: "
 
 
 def feedback(result: SubmissionResult, title: str) -> str:
@@ -105,7 +104,7 @@ def _exercise(e: ExerciseResult) -> str:
         parts.append(_box("no", "What probably happened", [e.diagnosis]))
     if e.items and e.status not in ("stub", "missing"):
         parts.append(_checklist(e.items, folded=done))
-    notes = [n for n in e.notes if not n.startswith(_LOOK)]
+    notes = [n for n in e.notes if not n.startswith(LOOK)]
     if notes:
         parts.append(_box("none", "Noted while grading", notes))
     if e.hint and not done and e.status not in ("grader error", "needs a human"):

@@ -24,13 +24,12 @@ from typing import Any
 
 import torch
 
-from minids3.course.hints import source_of
 from minids3.course.registry import Exercise, get
 from minids3.course.run import run_check, solution_labels
 from minids3.grade import sandbox, shortcuts
 from minids3.grade.oracle import Remote
+from minids3.grade.prepare import given_before, load_of
 from minids3.grade.private import PrivateCheck, load_private
-from minids3.grade.reading import cells_of
 from minids3.grade.records import (
     Answers,
     ExerciseResult,
@@ -39,20 +38,11 @@ from minids3.grade.records import (
 )
 from minids3.grade.sandbox import Limits
 from minids3.grade.scoring import Run, fault, judge, score, told, untouched
-from minids3.grade.slices import python_of
 from minids3.grade.zygote import GraderFault, Zygote
 
-__all__ = ["Grader", "given_before", "grade_submission", "hidden_seeds"]
+__all__ = ["Grader", "grade_submission", "hidden_seeds"]
 
 _HIDDEN = 2
-_PRELUDE = """\
-import math
-import numpy as np
-import torch
-import torch.nn.functional as F
-from minids3.course import check, hint, progress, setup, solution
-"""
-_KERNEL_PRELUDE = "from minids3.kernels.language import jit, tl, triton\n"
 
 
 def hidden_seeds(seed: int, id: str, count: int = _HIDDEN) -> list[int]:
@@ -173,7 +163,7 @@ class Grader:
         given = [*before, *(p.code for p in program.pieces if p.kind == "given")]
         own = [p.code for p in program.pieces if p.kind != "given"]
         rules = self.rules(exercise, given)
-        remote = Remote(self._zygote, _load(exercise, program, rules))
+        remote = Remote(self._zygote, load_of(exercise, program, rules))
         try:
             runs = []
             for number in result.seeds:
@@ -210,48 +200,6 @@ def _rehearse(program: Program, seed: int) -> None:
     with contextlib.suppress(Exception):  # comes again where it can be told
         for number in (0, *hidden_seeds(seed, program.id)):
             solution_labels(get(program.id), number)
-
-
-def given_before(notebook: dict[str, Any]) -> dict[str, list[str]]:
-    """Return, for each exercise of a merged notebook, the instructor's cells above its answer."""
-    above: list[str] = []
-    found: dict[str, list[str]] = {}
-    for cell in cells_of(notebook):
-        if cell.kind != "code" or any(i.startswith("helper-") for i in cell.ids):
-            continue
-        if not cell.grade_id:
-            above.append(python_of(cell.source))
-        elif not cell.grade_id.endswith("-check"):
-            found[cell.grade_id] = list(above)
-    return found
-
-
-def _load(exercise: Exercise, program: Program, rules: dict[str, str]) -> dict[str, Any]:
-    """Return what the child is to run and to disarm."""
-    pieces = [{"kind": "setup", "code": _PRELUDE + (_KERNEL_PRELUDE if exercise.kernel else "")}]
-    for id in program.earlier:
-        pieces.append({"kind": "library", "code": _with_imports(id)})
-    pieces += [{"kind": p.kind, "code": p.code} for p in program.pieces]
-    return {
-        "pieces": pieces,
-        "name": program.name,
-        "forbid": sorted(n for n, why in rules.items() if why != shortcuts.INSIDE),
-        "seed": 0,
-    }
-
-
-def _with_imports(id: str) -> str:
-    """Return an earlier exercise's solution, and imports of what its notebook gave it."""
-    exercise = get(id)
-    lines = []
-    for code in shortcuts.codes(exercise.solution):
-        for name in code.co_names:
-            value = exercise.solution.__globals__.get(name)
-            where = shortcuts.dotted(value)
-            if where and not where.startswith("minids3.course"):
-                module, _, attribute = where.rpartition(".")
-                lines.append(f"from {module} import {attribute} as {name}")
-    return "\n".join([*dict.fromkeys(lines), source_of(id)])
 
 
 # the function that the command calls --------------------------------------------------------------

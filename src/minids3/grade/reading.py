@@ -72,7 +72,7 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise Unreadable("is empty")
     text = _decode(raw)
     try:
-        data, end = json.JSONDecoder().raw_decode(text.lstrip())
+        data, _ = json.JSONDecoder().raw_decode(text.lstrip())  # what follows it is no matter
     except (ValueError, RecursionError) as error:
         if "<<<<<<<" in text and ">>>>>>>" in text:
             raise Unreadable("holds the marks of an unfinished git merge") from None
@@ -80,7 +80,6 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise Unreadable(f"is not JSON{where}: it may have been cut off") from None
     if not isinstance(data, dict) or not isinstance(_raw_cells(data), list):
         raise Unreadable("is JSON, but not a notebook: it has no list of cells")
-    del end  # what follows the notebook's last brace is no matter
     return data
 
 

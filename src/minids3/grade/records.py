@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "LOOK",
     "STATUSES",
     "Answers",
     "ExerciseResult",
@@ -32,8 +33,7 @@ STATUSES = (
     "grader error",  # our fault: never a zero, somebody has to look
     "needs a human",
 )
-ITEM_STATUSES = ("ok", "no", "not reached", "grader error")
-_LOOK = "for a human: "  # begins a note that asks for a look and costs no points
+LOOK = "for a human: "  # begins a note that asks for a look and costs no points
 
 
 # what is graded -----------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class ItemResult:
     """One line of an exercise's checklist, over all seeds: ok only where every seed was."""
 
     label: str
-    status: str  # of ITEM_STATUSES
+    status: str  # "ok", "no", "not reached" or "grader error"
     reason: str = ""
     points: float = 0.0
     max_points: float = 0.0
@@ -177,7 +177,7 @@ class SubmissionResult:
         for e in self.exercises:
             if e.needs_human:
                 found.append(f"{e.id}: {e.status}" + (f" ({e.notes[0]})" if e.notes else ""))
-            found += [f"{e.id}: {n.removeprefix(_LOOK)}" for n in e.notes if n.startswith(_LOOK)]
+            found += [f"{e.id}: {n.removeprefix(LOOK)}" for n in e.notes if n.startswith(LOOK)]
         return found
 
     def total(self) -> SubmissionResult:

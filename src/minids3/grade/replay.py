@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minids3.grade import wire
 from minids3.sim.counted import MultiplyAdds
 
-__all__ = ["Recorder", "other_numbers", "repeat"]
+__all__ = ["Recorder", "flat", "other_numbers", "repeat"]
 
 _STEPS = 20_000
 _NAMED = {
@@ -80,7 +80,7 @@ class Recorder(TorchDispatchMode):
             "kwargs": self.form(kwargs, used),
         }
         out = func(*args, **kwargs)
-        made = [t for t in _flat(out) if isinstance(t, Tensor)]
+        made = [t for t in flat(out) if isinstance(t, Tensor)]
         step["gives"] = [self._number(t) for t in made]
         self.steps.append(step)
         if self._from_arguments.intersection(used):
@@ -130,10 +130,11 @@ class Recorder(TorchDispatchMode):
         return self._numbers[id(t)]
 
 
-def _flat(value: Any) -> list[Any]:
-    return (
-        [v for part in value for v in _flat(part)] if isinstance(value, list | tuple) else [value]
-    )
+def flat(value: Any) -> list[Any]:
+    """Return what lists, tuples and dictionaries hold, one after another."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [v for part in value for v in flat(part)] if isinstance(value, list | tuple) else [value]
 
 
 def _value_of(form: Any, tensors: dict[int, Tensor]) -> Any:
@@ -173,7 +174,7 @@ def repeat(arguments: list[Any], steps: list[dict[str, Any]], result: Any) -> di
                 call = _operation(*step["op"])
                 kwargs = _value_of(step["kwargs"], tensors)
                 made = call(*_value_of(step["args"], tensors), **kwargs)
-            given = [t for t in _flat(made) if isinstance(t, Tensor)]
+            given = [t for t in flat(made) if isinstance(t, Tensor)]
             tensors.update(zip(step["gives"], given, strict=True))
     value = wire.encode(_value_of(result, tensors))
     return {"value": value, "multiply_adds": counter.total}

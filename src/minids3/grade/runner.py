@@ -58,11 +58,11 @@ def _execute(code: str, name: str, namespace: dict[str, Any]) -> None:
     exec(compile(code, name, "exec", dont_inherit=True), namespace)
 
 
-def _line(error: BaseException, names: tuple[str, ...]) -> int | None:
-    """Return the last line of the traceback that lies in the cell ``names[0]``, or None."""
+def _line(error: BaseException, name: str) -> int | None:
+    """Return the last line of the traceback that lies in the cell ``name``, or None."""
     line, trace = None, error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename in names:
+        if trace.tb_frame.f_code.co_filename == name:
             line = trace.tb_lineno
         trace = trace.tb_next
     return line
@@ -108,7 +108,7 @@ class _Server:
             try:
                 _execute(piece["code"], name, self.namespace)
             except BaseException as error:
-                failed.append({"piece": i, "line": _line(error, (name,)), **_told(error)})
+                failed.append({"piece": i, "line": _line(error, name), **_told(error)})
         self.fn = self.namespace.get(m["name"])
         kind = "missing" if m["name"] not in self.namespace else type(self.fn).__name__
         usable = callable(self.fn) or hasattr(self.fn, "run")
@@ -151,7 +151,7 @@ class _Server:
         if after != (m["args"], m["kwargs"]):
             reply["after"] = list(after)
         if m.get("grad"):
-            outs = [o for o in _flat(out) if isinstance(o, Tensor) and o.requires_grad]
+            outs = [o for o in replay.flat(out) if isinstance(o, Tensor) and o.requires_grad]
             self.kept[m["grad"]] = (leaves, outs)
         return reply
 
@@ -208,19 +208,11 @@ class _Server:
         try:
             reply = operations[m["op"]](m)
         except BaseException as error:
-            reply = {**_told(error), "line": _line(error, (self.cell,))}
+            reply = {**_told(error), "line": _line(error, self.cell)}
             code = getattr(getattr(self.fn, "fn", self.fn), "__code__", None)
             if reply["line"] and code is not None and code.co_filename == self.cell:
                 reply["first"] = code.co_firstlineno
         return reply
-
-
-def _flat(value: Any) -> list[Any]:
-    if isinstance(value, tuple | list):
-        return [leaf for v in value for leaf in _flat(v)]
-    if isinstance(value, dict):
-        return [leaf for v in value.values() for leaf in _flat(v)]
-    return [value]
 
 
 def warm_up() -> None:

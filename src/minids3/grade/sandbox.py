@@ -28,6 +28,7 @@ from minids3.grade import landlock, seccomp
 __all__ = [
     "Limits",
     "Unavailable",
+    "demand",
     "describe",
     "enter",
     "environment",
@@ -75,6 +76,20 @@ def missing() -> list[str]:
     if not seccomp.available():
         lacks.append("system calls cannot be filtered on this kernel or processor")
     return lacks
+
+
+def demand() -> None:
+    """Refuse to go on where nothing can be isolated.
+
+    Raises:
+        Unavailable: says what is missing, and what to do.
+    """
+    lacks = missing()
+    if lacks:
+        raise Unavailable(
+            f"students' code cannot be isolated here: {'; '.join(lacks)}. Grade on Linux with a "
+            "kernel that has Landlock, or add --no-sandbox if you trust every line you grade"
+        )
 
 
 def describe(isolated: bool = True) -> str:

@@ -12,7 +12,7 @@ from minids3.course.run import Report, run_check
 from minids3.grade import shortcuts
 from minids3.grade.oracle import Remote
 from minids3.grade.private import PrivateCheck
-from minids3.grade.records import ExerciseResult, ItemResult, Program
+from minids3.grade.records import LOOK, ExerciseResult, ItemResult, Program
 
 __all__ = ["Run", "fault", "judge", "score", "told", "untouched"]
 
@@ -129,7 +129,7 @@ def judge(
         return
     odd = shortcuts.unusual(own)
     if odd:
-        result.notes.append(f"for a human: the code uses {', '.join(odd)}")
+        result.notes.append(f"{LOOK}the code uses {', '.join(odd)}")
 
 
 def fault(error: BaseException) -> str:

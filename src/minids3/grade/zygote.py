@@ -43,12 +43,8 @@ class Zygote:
         Raises:
             sandbox.Unavailable: isolation is asked for, and this machine has none.
         """
-        lacks = sandbox.missing() if isolate else []
-        if lacks:
-            raise sandbox.Unavailable(
-                "student code cannot be isolated here: " + "; ".join(lacks) + ". Grade on such a "
-                "machine, or say --no-sandbox if you trust every line that you grade"
-            )
+        if isolate:
+            sandbox.demand()
         import minids3
 
         self.limits = limits

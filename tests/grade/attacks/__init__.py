@@ -34,7 +34,6 @@ class Attack:
     exercise: str = "mla-cache-size"
     forbidden: bool = False
     plain: str = ""
-    slow: bool = False
 
 
 ATTACKS: list[Attack] = []
@@ -490,7 +489,6 @@ def cache_bytes(*a, **k):
     while True:
         print("x" * 100000)
 """,
-    slow=True,
 )
 _attack(
     "giant_allocation",
@@ -507,7 +505,6 @@ def cache_bytes(*a, **k):
     while True:
         pass
 """,
-    slow=True,
 )
 _attack(
     "sleeping",
@@ -519,7 +516,6 @@ def cache_bytes(*a, **k):
     except BaseException:
         time.sleep(10 ** 6)
 """,
-    slow=True,
 )
 _attack(
     "ignored_signals",
@@ -534,7 +530,6 @@ def cache_bytes(*a, **k):
     while True:
         pass
 """,
-    slow=True,
 )
 _attack(
     "fill_disk",
@@ -546,7 +541,6 @@ def cache_bytes(*a, **k):
         with open(f"f{{n}}", "wb") as f:
             f.write(bytes(1 << 20))
 """,
-    slow=True,
 )
 _attack(
     "sockets",
