@@ -60,28 +60,11 @@ def finite_magnitude(x):
 @jit
 def to_e4m3(x, scale, NATIVE: tl.constexpr):
     """``x / scale`` as E4M3 (or its code), to nearest even and saturating; ``scale`` broadcasts."""
+    scaled = tl.div_rn(x, tl.broadcast_to(scale, x.shape))
     if NATIVE:
-        return _quotient(x, scale).to(tl.float8e4nv)
+        return scaled.to(tl.float8e4nv)
     else:
-        return encode_e4m3(tl.div_rn(x, tl.broadcast_to(scale, x.shape)))
-
-
-@jit
-def _quotient(x, scale):
-    """``x / scale`` correctly rounded, with one division for all that share a scale.
-
-    A product with the rounded reciprocal may be a unit off. What it leaves, x - q * scale, is exact
-    in a fused multiply-add, and adding its own quotient rounds correctly (Markstein 1990). Lifting
-    small numbers keeps that remainder from underflow; the quotient does not change.
-    """
-    lift = tl.where(scale < 8.673617379884035e-19, 18446744073709551616.0, 1.0)  # 2^-60, 2^64
-    high, divisor = x * lift, scale * lift
-    reciprocal = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), divisor)
-    divisor = tl.broadcast_to(divisor, x.shape)
-    q = high * reciprocal
-    rest = tl.fma(-q, divisor, high)
-    finite = tl.abs(x) <= 3.4028234663852886e38  # an infinity leaves no rest
-    return tl.where(finite, tl.fma(rest, tl.broadcast_to(reciprocal, x.shape), q), q)
+        return encode_e4m3(scaled)
 
 
 @jit
