@@ -624,7 +624,7 @@ print("powers of two: it changes less than 1 in 100:",
 # of 5,000:
 
 # %%
-from minids3.numerics import cut, limited_matmul
+from minids3.numerics import cut
 
 for size in (1.0, 100.0, 5000.0, 20000.0):
     kept = cut(torch.tensor(1.1875).double(), torch.tensor(size).double())
@@ -754,6 +754,9 @@ viz.show(fig, dpi=88, alt="Histogram of signed errors of 128 sums of 4096 "
 # zero). And our rule is a description, not the circuit. Change it a little:
 
 # %%
+from minids3.numerics import limited_matmul
+
+
 def one_cut(products, bits=13):
     """The 32 products are added exactly, only the register is cut."""
     register = torch.zeros(len(products), dtype=torch.float64)

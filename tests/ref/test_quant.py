@@ -20,7 +20,7 @@ def randn(*shape, seed=0):
 
 
 @pytest.mark.parametrize("power_of_two", [False, True])
-@pytest.mark.parametrize("block", [None, TILE, WEIGHT_BLOCK, (2, 3)])
+@pytest.mark.parametrize("block", [None, TILE, WEIGHT_BLOCK, (2, 3), (1, 1 << 40)])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 300), (130, 257), (0, 4)])
 def test_equals_a_loop_over_blocks(shape, block, power_of_two):
     x = 30 * randn(*shape)

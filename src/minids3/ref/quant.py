@@ -106,7 +106,7 @@ def _check(x: Tensor, block: tuple[int, int] | None) -> tuple[int, int]:
         return max(x.shape[0], 1), max(x.shape[1], 1)
     if min(block) < 1:
         raise ValueError(f"block={block} must have at least one row and one column")
-    return block
+    return min(block[0], max(x.shape[0], 1)), min(block[1], max(x.shape[1], 1))
 
 
 def _tiled(x: Tensor, block: tuple[int, int]) -> Tensor:
