@@ -106,11 +106,15 @@ def _check(x: Tensor, block: tuple[int, int] | None) -> tuple[int, int]:
         return max(x.shape[0], 1), max(x.shape[1], 1)
     if min(block) < 1:
         raise ValueError(f"block={block} must have at least one row and one column")
-    return min(block[0], max(x.shape[0], 1)), min(block[1], max(x.shape[1], 1))
+    return block
 
 
 def _tiled(x: Tensor, block: tuple[int, int]) -> Tensor:
-    """``x`` by blocks, ``[R, rows, C, columns]``, ragged edges filled with zeros."""
+    """``x`` by blocks, ``[R, rows, C, columns]``, ragged edges filled with zeros.
+
+    A block that is larger than ``x`` is cut to its size.
+    """
+    block = tuple(min(side, max(size, 1)) for side, size in zip(block, x.shape, strict=True))
     missing = [-size % side for size, side in zip(x.shape, block, strict=True)]
     if any(missing):
         x = F.pad(x, (0, missing[1], 0, missing[0]))
