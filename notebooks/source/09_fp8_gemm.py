@@ -10,7 +10,7 @@
 # > the error is above **50 %** where sizes differ by 10,000, though a test
 # > with a sum of length 128 would not notice.
 #
-# **Takes** about 75 minutes to work through; 'Run all' 2 to 4 minutes on
+# **Takes** about 75 minutes to work through; 'Run all' about a minute on
 # one CPU core, half of it compiling. **Needs** notebook 07 (Triton) and 08
 # (E4M3, tiles). **Afterwards** you can write the kernels behind an FP8
 # layer, say why its backward pass quantises twice, and read in an H100's
@@ -866,11 +866,10 @@ for r in rows:
 
 # %% [markdown]
 # Between 1.2 and 1.4 times cuBLAS in BF16, and 0.8 of what PyTorch reaches
-# with the same scales: cuBLAS, written for this one chip, lets some warps
-# multiply while others promote. Ours are forty lines that also run on your
-# laptop. `wgrad`, with scales along both sides, does not pay at all at this
-# size: two vectors of scales cost more registers and more multiplications
-# than one.
+# with the same scales, by a product that was written for this one chip.
+# Ours are forty lines that also run on your laptop. `wgrad`, with scales
+# along both sides, does not pay at all at this size: two vectors of scales
+# cost more registers and more multiplications than one.
 #
 # And look at the last error. Its result is in fp32, and the interpreter
 # passes the same test with 10⁻⁶. Here it is a hundred times that: **the 14

@@ -865,10 +865,9 @@ for r in record["results"]:
 
 # %% [markdown]
 # Everybody loses: with 256 rows an expert each matrix is fetched for fewer
-# rows. The grouped product keeps its lead over the loop and is no slower
-# than PyTorch's own. In FP8 it reaches 1.1 times PyTorch's BF16 with 8
-# experts and 1.5 times with 32, where half the bytes count more than twice
-# the peak.
+# rows. The loop loses most. Our grouped product is as fast as PyTorch's own
+# with 8 experts and 1.3 times as fast with 32; in FP8 it is 1.1 and 1.5
+# times as fast as PyTorch's in BF16.
 #
 # ## 11.11 Play: fit the tile to the load
 #
