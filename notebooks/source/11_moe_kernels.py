@@ -487,8 +487,9 @@ for target in ("h100", "a100"):
 # ways. It has no separate map: each program searches by itself, one launch
 # less. It walks over tiles in bands, so that programs running at the same
 # time share rows and matrices in the L2 cache. And it reads idle rows from
-# the expert's last row rather than masking them. `grouped_fp8.py` does the
-# same with E4M3 numbers and a scale per block, as in notebook 09.
+# the expert's last row rather than masking them; on an H100 the copy engine
+# fetches whole tiles instead. `grouped_fp8.py` does the same with E4M3
+# numbers and a scale per block, as in notebook 09.
 #
 # ## 11.6 SwiGLU that rounds on the way out
 #
