@@ -61,7 +61,7 @@ def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
         fp8, "train_once", lambda *a: calls.append(a) or {**result(*a, 1.0), **TIME}
     )
     report = fp8.run()
-    wanted = sum(len(names) for names in fp8.ORDER) * len(fp8.SEEDS)
+    wanted = sum(len(names) * n_seeds for names, n_seeds in fp8.ORDER)
     assert len(calls) == wanted - 5
     assert len(report["runs"]) == wanted
     with pytest.raises(ValueError, match="add --device cpu"):

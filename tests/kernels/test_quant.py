@@ -6,12 +6,13 @@ import torch
 from minids3.kernels.quant import (
     act_quant,
     act_quant_transposed,
+    cache_quant,
     requantize_transposed,
     weight_dequant,
     weight_quant,
 )
 from minids3.ref.gemm import requantize_transposed_ref
-from minids3.ref.quant import WEIGHT_BLOCK, dequantize_ref, quantize_ref
+from minids3.ref.quant import WEIGHT_BLOCK, cache_quantize_ref, dequantize_ref, quantize_ref
 
 SHAPES = [(1, 1), (1, 128), (3, 127), (33, 129), (129, 300), (260, 64)]
 
@@ -121,6 +122,30 @@ def test_nothing_to_do(device, shape):
     assert requantize_transposed(q, scale)[0].shape == (shape[1], shape[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_e5m6_has_the_bits_of_the_reference(device, guard, shape, dtype):
+    x = numbers(shape, device).to(dtype)
+    if x.numel() > 3:
+        x.view(-1)[:4] = torch.tensor([float("inf"), -float("inf"), float("nan"), -0.0])
+    kept, scale = cache_quant(x)
+    assert guard.intact()
+    want, want_scale = cache_quantize_ref(x)
+    assert kept.dtype == torch.float16
+    assert torch.equal(scale, want_scale)
+    assert torch.equal(kept.isnan(), want.isnan())
+    numbers_ = ~want.isnan()
+    assert torch.equal(kept[numbers_].view(torch.int16), want[numbers_].view(torch.int16))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_was_kept_in_e5m6_is_requantised(device, guard, shape):
+    kept, scale = cache_quantize_ref(numbers(shape, device))
+    got = requantize_transposed(kept, scale, power_of_two=True)
+    assert guard.intact()
+    same_bits(got, transposed(dequantize_ref(kept, scale), True))
+
+
 def test_errors_say_what_is_wrong(device):
     x = torch.randn(4, 200, device=device)
     q, scale = act_quant(x)
@@ -132,8 +157,10 @@ def test_errors_say_what_is_wrong(device):
         act_quant(q)
     with pytest.raises(ValueError, match=r"scale is \[4, 2\] torch.float32, expected \[1, 2\]"):
         weight_dequant(q, scale)
-    with pytest.raises(ValueError, match="expected float8_e4m3fn"):
+    with pytest.raises(ValueError, match="expected float8_e4m3fn or float16"):
         requantize_transposed(x, scale)
+    with pytest.raises(ValueError, match="expected float8_e4m3fn: quantise"):
+        weight_dequant(*cache_quant(x))
 
 
 @pytest.mark.gpu

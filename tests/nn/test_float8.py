@@ -1,6 +1,7 @@
 """FP8 layers: gradients against the written-out recipe, kernels, conversion, checkpoints."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,11 +20,12 @@ from minids3.ref.gemm import (
     fp8_wgrad_ref,
     requantize_transposed_ref,
 )
-from minids3.ref.quant import WEIGHT_BLOCK, quantize_ref
+from minids3.ref.quant import WEIGHT_BLOCK, cache_quantize_ref, dequantize_ref, quantize_ref
 
 RECIPES = {
     "v3": Float8Recipe(),
     "powers": Float8Recipe(power_of_two=True),
+    "e5m6": Float8Recipe(power_of_two=True, kept="e5m6"),
     "tensor": Float8Recipe(activation=None, gradient=None, weight=None),
     "blocks": Float8Recipe(gradient=(128, 128)),
     "short": Float8Recipe(fraction_bits=13),
@@ -130,6 +132,29 @@ def test_kernels_equal_the_reference(shape, device):
         assert relative_error(a, b) < max(1e-5, sum_error(device))
 
 
+def test_e5m6_is_rounded_once_more_for_the_weight_gradient(device):
+    x, weight, grad = randn(150, 256), randn(40, 256, seed=1), randn(150, 40, seed=2)
+    parts = [t.to(device) for t in (x, weight, grad)]
+    recipe = replace(FP32_OUT, power_of_two=True, kept="e5m6")
+    by = {}
+    for backend in ("ref", "triton"):
+        pytest.importorskip("triton")
+        by[backend] = gradients(
+            lambda x, w, b=backend: fp8_linear(x, w, recipe=recipe, backend=b), *parts
+        )
+    kept = dequantize_ref(*cache_quantize_ref(x))
+    across = quantize_ref(kept.T.contiguous(), power_of_two=True)
+    want = fp8_wgrad_ref(*quantize_ref(grad.T.contiguous()), *across)
+    torch.testing.assert_close(by["ref"][2].cpu(), want, rtol=1e-4, atol=1e-4)
+    for a, b in zip(by["triton"], by["ref"], strict=True):
+        assert relative_error(a, b) < max(1e-5, sum_error(device))
+    counts = torch.tensor([100, 50], device=device)
+    with pytest.raises(ValueError, match="no kernels for"):
+        fp8_grouped_linear(
+            parts[0], torch.stack([parts[1]] * 2), counts, recipe=recipe, backend="triton"
+        )
+
+
 @pytest.mark.parametrize("n", [40, 128])
 def test_grouped_kernels_equal_the_reference(n, device):
     pytest.importorskip("triton")
@@ -177,7 +202,9 @@ def test_conversion_keeps_what_the_paper_keeps():
     assert kept == {"embed_tokens", "lm_head", "eh_proj", "gate"}
     for name, module in model.named_modules():
         if isinstance(module, Float8Linear):
-            assert module.recipe.power_of_two == name.endswith("o_proj")
+            after_attention = name.endswith("o_proj")
+            assert module.recipe.power_of_two == after_attention
+            assert module.recipe.kept == ("e5m6" if after_attention else "operand")
     assert isinstance(model.layers[1].mlp.experts, Float8Experts)
     assert not any(type(m) is Experts for m in model.modules())
     text = str(done)

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from minids3.numerics import E4M3, relative_error, round_to
+from minids3.numerics import E4M3, E5M6, decode, relative_error, round_to
 from minids3.ref.quant import (
     TILE,
     WEIGHT_BLOCK,
     block_quantize_ref,
+    cache_quantize_ref,
     dequantize_ref,
     quantize_ref,
 )
@@ -68,6 +69,37 @@ def test_zeros_infinities_and_nan():
     assert values[2, 1] == 448
     assert values[3, 0] == 448
     assert int(torch.isnan(values).sum()) == 1
+
+
+def test_what_is_kept_in_e5m6_are_the_nearest_of_its_numbers():
+    x = randn(40, 300) * torch.exp(6 * randn(40, 300, seed=1))
+    codes = decode(torch.arange(1 << 11), E5M6)
+    codes = codes[codes.isfinite()].float().sort().values
+    middles = (codes[1:] + codes[:-1]) / 2
+    x[0, :128] = torch.cat((middles[:127], codes[-1:]))  # ties, among subnormals
+    x[1, :128] = torch.cat((-middles[900:1027], codes[-1:]))
+    kept, scale = cache_quantize_ref(x)
+    assert kept.dtype == torch.float16
+    assert scale.shape == (40, 3)
+    wide = scale.repeat_interleave(128, 1)[:, :300]
+    assert torch.equal(torch.frexp(scale).mantissa, torch.full_like(scale, 0.5))
+    assert torch.equal(kept.float(), round_to(x / wide, E5M6, saturate=True))
+    assert relative_error(dequantize_ref(kept, scale), x) < 0.005
+    tops = (x / wide).abs().unfold(1, 128, 128).amax(-1)
+    assert bool(((tops <= 65024) & (tops > 32512)).all())
+
+
+def test_zeros_infinities_and_nan_in_e5m6():
+    x = torch.zeros(3, 130)
+    x[1, :3] = torch.tensor([math.inf, -math.inf, 1.0])
+    x[2, :2] = torch.tensor([math.nan, -2.0])
+    kept, scale = cache_quantize_ref(x)
+    assert scale[0].tolist() == [1, 1]
+    assert not bool(kept[0].any())
+    assert kept[1, :2].tolist() == [65024, -65024]
+    assert dequantize_ref(kept, scale)[1, 2] == 1
+    assert math.isnan(kept[2, 0])
+    assert dequantize_ref(kept, scale)[2, 1] == -2
 
 
 def test_numbers_too_small_for_a_scale_are_zero_and_not_nan():

@@ -2,8 +2,8 @@
 
 Activations share a scale among 128 neighbours of a row, weights in squares of 128 x 128. The weight
 gradient sums over tokens, so its operands need tiles of 128 tokens of one channel: the transpose is
-quantised in the same pass, either from 16-bit numbers or from an activation that is kept as E4M3
-(dequantise, transpose, requantise: TR section 3.3.2).
+quantised in the same pass, either from 16-bit numbers or from an activation that is kept as E4M3 or
+E5M6 (dequantise, transpose, requantise: TR section 3.3.2).
 
 Quotients are correctly rounded: Triton's ``/`` may be off by a unit in the last place, and with it
 now and then a number that lies halfway between two codes.
@@ -20,12 +20,13 @@ from torch import Tensor
 from minids3.kernels.compile import Spec
 from minids3.kernels.fp8 import decode_e4m3, encode_e4m3
 from minids3.kernels.language import jit, tl
-from minids3.kernels.launch import cdiv, check_tensors, fp8_mode
+from minids3.kernels.launch import cdiv, check_fp8, check_tensors, fp8_mode
 
 __all__ = [
     "SPECS",
     "act_quant",
     "act_quant_transposed",
+    "cache_quant",
     "finite_magnitude",
     "requantize_transposed",
     "scale_of",
@@ -38,9 +39,9 @@ TILE = 128
 
 
 @jit
-def scale_of(largest, POWER_OF_TWO: tl.constexpr):
-    """The scale that brings ``largest`` to 448; 1 where there is nothing to scale."""
-    scale = tl.div_rn(largest, tl.full(largest.shape, 448.0, tl.float32))
+def scale_of(largest, POWER_OF_TWO: tl.constexpr, TOP: tl.constexpr = 448.0):
+    """The scale that brings ``largest`` to ``TOP``; 1 where there is nothing to scale."""
+    scale = tl.div_rn(largest, tl.full(largest.shape, TOP, tl.float32))
     if POWER_OF_TWO:
         tiny = scale < 1.1754943508222875e-38  # subnormal: round up where the bits are regular
         lifted = scale * tl.where(tiny, 18446744073709551616.0, 1.0)
@@ -97,6 +98,37 @@ def _act_quant_kernel(
 
 
 @jit
+def _cache_quant_kernel(x_ptr, kept_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * 128 + tl.arange(0, 128)
+    at = row[:, None] * K + column[None, :]
+    inside = (row < M)[:, None] & (column < K)[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    scale = scale_of(tl.max(finite_magnitude(x), 1), True, 65024.0)
+    scaled = tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape))
+    tl.store(kept_ptr + at, to_e5m6(scaled), mask=inside)
+    scale_at = row * tl.cdiv(K, 128) + tl.program_id(1)
+    tl.store(scale_ptr + scale_at, scale, mask=row < M)
+
+
+@jit
+def to_e5m6(x):
+    """The E5M6 number nearest to each, ties to even, saturating at 65,024; as FP16."""
+    bits = x.to(tl.int32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    is_nan = magnitude > 0x7F800000
+    limited = tl.minimum(magnitude, 0x477E0000)  # 65,024
+    rounded = (limited + 0xFFFF + ((limited >> 17) & 1)) & -0x20000
+    normal = rounded.to(tl.float32, bitcast=True)
+    # Below 2^-14: steps of 2^-20. Adding 1.5 * 2^3 leaves no room for finer ones.
+    small = limited.to(tl.float32, bitcast=True) + 12.0 - 12.0
+    value = tl.where(limited < 0x38800000, small, normal)
+    value = tl.where(is_nan, float("nan"), value).to(tl.float16)
+    sign = ((bits >> 16) & 0x8000).to(tl.int16)  # as a bit, or the minus of a zero is lost
+    return (value.to(tl.int16, bitcast=True) | sign).to(tl.float16, bitcast=True)
+
+
+@jit
 def _quant_transposed_kernel(
     x_ptr,
     x_scale_ptr,
@@ -115,7 +147,7 @@ def _quant_transposed_kernel(
     inside = (row < M)[:, None] & (k < K)[None, :]
     x = tl.load(x_ptr + row.to(tl.int64)[:, None] * K + k[None, :], mask=inside, other=0.0)
     if SCALED:
-        if not NATIVE:
+        if x_ptr.dtype.element_ty == tl.uint8:
             x = decode_e4m3(x)
         # BLOCK_K divides 128: one scale for each row of this block.
         at = row.to(tl.int64) * tl.cdiv(K, 128) + tl.program_id(1) * BLOCK_K // 128
@@ -192,6 +224,27 @@ def act_quant(x: Tensor, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
     return q, scale
 
 
+def cache_quant(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep an activation in E5M6 with powers of two as scales, as ``ref.quant.cache_quantize_ref``.
+
+    Args:
+        x: ``[M, K]`` fp32, fp16 or bf16.
+
+    Returns:
+        ``[M, K]`` float16 that holds E5M6 numbers, and ``[M, ceil(K / 128)]`` fp32.
+
+    Raises:
+        ValueError: no matrix, or not contiguous.
+    """
+    m, k = _check(x)
+    kept = torch.empty(m, k, device=x.device, dtype=torch.float16)
+    scale = torch.empty(m, cdiv(k, TILE), device=x.device)
+    if kept.numel():
+        rows = 16
+        _cache_quant_kernel[(cdiv(m, rows), scale.shape[1])](x, kept, scale, m, k, ROWS=rows)
+    return kept, scale
+
+
 def act_quant_transposed(x: Tensor, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
     """Quantise the transpose, in tiles of 128 rows of ``x``: an operand of wgrad.
 
@@ -215,7 +268,7 @@ def requantize_transposed(
     """Turn a kept activation into an operand of wgrad: dequantise, transpose, requantise.
 
     Args:
-        q: ``[M, K]`` float8_e4m3fn of ``act_quant``.
+        q: ``[M, K]`` float8_e4m3fn of ``act_quant``, or float16 of ``cache_quant``.
         scale: ``[M, ceil(K / 128)]`` fp32.
         power_of_two: round the new scales up to powers of two.
 
@@ -273,6 +326,7 @@ def weight_dequant(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.bfloat16
         ValueError: shapes or dtypes do not fit, or a tensor is not contiguous.
     """
     n, k = _check(q, scale)
+    check_fp8(q=q)
     _check_scale(scale, (cdiv(n, TILE), cdiv(k, TILE)))
     w = torch.empty(n, k, device=q.device, dtype=dtype)
     if w.numel() == 0:
@@ -292,7 +346,7 @@ def _transposed(x: Tensor, x_scale: Tensor | None, power_of_two: bool) -> tuple[
     native = fp8_mode(x.device) == "native"
     block = 64
     _quant_transposed_kernel[(cdiv(m, TILE), cdiv(k, block))](
-        x if x_scale is None else _readable(x, native),
+        _readable(x, native) if x.dtype == torch.float8_e4m3fn else x,
         scale if x_scale is None else x_scale,
         _readable(q, native),
         scale,
@@ -307,12 +361,14 @@ def _transposed(x: Tensor, x_scale: Tensor | None, power_of_two: bool) -> tuple[
 
 
 def _check(x: Tensor, scale: Tensor | None = None) -> tuple[int, int]:
-    """Rows and columns of ``x``, which must be E4M3 exactly if it has a scale."""
+    """Rows and columns of ``x``; with a scale it must be what ``act_quant`` or another made."""
     check_tensors(x=x, scale=scale)
     if x.ndim != 2:
         raise ValueError(f"only matrices are quantised, got shape {list(x.shape)}")
-    if scale is not None and x.dtype != torch.float8_e4m3fn:
-        raise ValueError(f"{x.dtype} has no scales to be read with, expected float8_e4m3fn")
+    if scale is not None and x.dtype not in (torch.float8_e4m3fn, torch.float16):
+        raise ValueError(
+            f"{x.dtype} has no scales to be read with, expected float8_e4m3fn or float16"
+        )
     if scale is None and x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"cannot quantise {x.dtype}: expected float32, float16 or bfloat16")
     return x.shape[0], x.shape[1]
@@ -344,7 +400,8 @@ def _specs(native: bool) -> tuple[Spec, ...]:
 
     def spec(name: str, kernel: Any, x: str, sizes: str, warps: int = 4, **constexprs: Any) -> Spec:
         signature = {"x_ptr": x, "x_scale_ptr": "*fp32", "w_ptr": "*bf16", "q_ptr": e4m3}
-        signature |= {"scale_ptr": "*fp32"} | dict.fromkeys(("n_tiles", *sizes.split()), "i32")
+        signature |= {"kept_ptr": "*fp16", "scale_ptr": "*fp32"}
+        signature |= dict.fromkeys(("n_tiles", *sizes.split()), "i32")
         known = {name: signature[name] for name in kernel.arg_names if name in signature}
         divisible = ("M", "N", "K")
         return Spec(name + suffix, kernel, known, constexprs, warps, 3, divisible, targets=targets)
@@ -369,6 +426,15 @@ def _specs(native: bool) -> tuple[Spec, ...]:
             SCALED=True,
             **transposed,
         ),
+        spec(
+            "requantize_transposed_e5m6",
+            _quant_transposed_kernel,
+            "*fp16",
+            "M K",
+            SCALED=True,
+            **transposed,
+        ),
+        spec("cache_quant", _cache_quant_kernel, "*bf16", "M K", ROWS=16),
         spec("weight_quant", _weight_quant_kernel, "", "N K", 8, **flags),
         spec("weight_dequant", _weight_dequant_kernel, "", "N K", 8, NATIVE=native),
     )

@@ -104,6 +104,13 @@ def default_filter(name: str, module: nn.Module) -> bool:
     return name.rpartition(".")[2] not in HIGH_PRECISION
 
 
+def after_attention(recipe: Float8Recipe) -> Float8Recipe:
+    """``recipe`` for the layer that reads attention's output, unless it has no scales at all."""
+    if recipe.operands != "e4m3" or not recipe.scaled:
+        return recipe
+    return replace(recipe, power_of_two=True, kept="e5m6")
+
+
 def to_float8(
     model: nn.Module,
     recipe: Float8Recipe | None = None,
@@ -111,8 +118,8 @@ def to_float8(
 ) -> Conversion:
     """Replace linear layers and experts by FP8 ones that share their parameters, in place.
 
-    Outputs of attention get powers of two as scales (``o_proj``; TR section 3.3.3). DeepSeek-V3
-    keeps that one input for backward in E5M6; here it is kept in E4M3, as the others.
+    Outputs of attention get powers of two as scales and wait for backward in E5M6 (``o_proj``; TR
+    section 3.3.3).
 
     Args:
         model: any module with ``nn.Linear`` or ``Experts`` below it.
@@ -141,8 +148,9 @@ def to_float8(
             new: nn.Module = Float8Experts(module, recipe)
         else:
             last = name.rpartition(".")[2]
-            own = replace(recipe, power_of_two=True) if last == "o_proj" else recipe
-            new = Float8Linear.from_linear(module, own)
+            new = Float8Linear.from_linear(
+                module, after_attention(recipe) if last == "o_proj" else recipe
+            )
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, new)
         converted.append(name)

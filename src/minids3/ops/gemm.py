@@ -24,7 +24,13 @@ from torch import Tensor
 
 from minids3.ops.moe import _stretches
 from minids3.ref.gemm import truncated_mm_ref
-from minids3.ref.quant import TILE, WEIGHT_BLOCK, dequantize_ref, quantize_ref
+from minids3.ref.quant import (
+    TILE,
+    WEIGHT_BLOCK,
+    cache_quantize_ref,
+    dequantize_ref,
+    quantize_ref,
+)
 
 __all__ = ["BF16_BASELINE", "Float8Recipe", "fp8_grouped_linear", "fp8_linear"]
 
@@ -38,6 +44,8 @@ class Float8Recipe:
     operands: ``"e4m3"``, or ``"bf16"`` for the baseline (then only ``output`` matters besides).
     activation, gradient, weight: what shares a scale, rows x columns; None: the whole tensor.
     power_of_two: scales of x are powers of two (V3: after attention and before the experts).
+    kept: what of x waits for wgrad: ``"operand"``, the E4M3 numbers that were multiplied, or
+        ``"e5m6"``, x itself with 6 bits of mantissa (V3: after attention).
     scaled: False writes every number as it is, with scale 1.
     fraction_bits: of the accumulator, never promoted; None: fp32, which promotion amounts to.
     output: outputs and input gradients are rounded to it, whatever dtype then holds them.
@@ -48,6 +56,7 @@ class Float8Recipe:
     gradient: Block = TILE
     weight: Block = WEIGHT_BLOCK
     power_of_two: bool = False
+    kept: Literal["operand", "e5m6"] = "operand"
     scaled: bool = True
     fraction_bits: int | None = None
     output: torch.dtype = torch.bfloat16
@@ -84,7 +93,7 @@ def fp8_linear(
     recipe = recipe or Float8Recipe()
     if weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x {list(x.shape)} does not fit weight {list(weight.shape)}")
-    kernels = _choose(backend, x, recipe)
+    kernels = _choose(backend, x, recipe, recipe.has_kernels)
     rows = x.reshape(-1, x.shape[-1])
     out = _Fp8Linear.apply(rows, weight[None], None, recipe, kernels)
     return out.view(*x.shape[:-1], weight.shape[0])
@@ -104,24 +113,26 @@ def fp8_grouped_linear(
         x: ``[M, K]``, rows sorted by expert.
         weight: ``[E, N, K]``.
         counts: ``[E]`` int64, rows per expert, summing to M; experts may have none.
-        recipe: as ``fp8_linear``. Tiles of 128 tokens, in wgrad, do not cross experts.
+        recipe: as ``fp8_linear``. Tiles of 128 tokens, in wgrad, do not cross experts. There are
+            no kernels that keep x in E5M6 here.
         backend: as ``fp8_linear``.
 
     Returns:
         ``[M, N]`` in the dtype of ``x``.
     """
     recipe = recipe or Float8Recipe()
-    kernels = _choose(backend, x, recipe)
+    known = recipe.has_kernels and recipe.kept == "operand"
+    kernels = _choose(backend, x, recipe, known)
     return _Fp8Linear.apply(x, weight, counts, recipe, kernels)
 
 
-def _choose(backend: str, x: Tensor, recipe: Float8Recipe) -> bool:
-    """Whether to launch kernels."""
+def _choose(backend: str, x: Tensor, recipe: Float8Recipe, known: bool) -> bool:
+    """Whether to launch kernels; ``known``: there are some for the recipe."""
     if backend not in ("auto", "ref", "triton"):
         raise ValueError(f"backend={backend!r} is unknown; choose auto, ref or triton")
-    if backend == "triton" and not recipe.has_kernels:
+    if backend == "triton" and not known:
         raise ValueError(f"there are no kernels for {recipe}: use backend='ref'")
-    return backend == "triton" or (backend == "auto" and x.is_cuda and recipe.has_kernels)
+    return backend == "triton" or (backend == "auto" and x.is_cuda and known)
 
 
 class _Fp8Linear(torch.autograd.Function):
@@ -141,7 +152,8 @@ class _Fp8Linear(torch.autograd.Function):
             from minids3.ops.gemm_kernels import kernel_forward
 
             ctx.counts = counts
-            out, kept = kernel_forward(x, weight, counts, recipe.power_of_two, recipe.output)
+            options = recipe.power_of_two, recipe.kept, recipe.output
+            out, kept = kernel_forward(x, weight, counts, *options)
         else:
             ctx.counts = (x.shape[0],) if counts is None else tuple(counts.tolist())
             out, kept = _ref_forward(x, weight, ctx.counts, recipe)
@@ -238,13 +250,15 @@ def _apart(counts: tuple[int, ...], side: int, device: torch.device) -> _Rows:
 def _ref_forward(
     x: Tensor, weight: Tensor, counts: tuple[int, ...], recipe: Float8Recipe
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Output, and what backward needs: x and W as they were multiplied, with their scales."""
+    """Output, and what backward needs: x as it is kept and W as it was multiplied, with scales."""
     a = _store(x, recipe.activation, recipe, recipe.power_of_two)
     b = _store_weight(weight, recipe)
     left, right = a.read(), b.read().unflatten(0, (len(weight), -1))[:, : weight.shape[1]]
     out = x.new_empty(x.shape[0], weight.shape[1])
     for e, rows in _stretches(counts):
         out[rows] = _product(left[rows], right[e], recipe).to(recipe.output)
+    if recipe.kept == "e5m6":
+        a = _Operand(*cache_quantize_ref(x), TILE)
     return out, [a.numbers, a.scale, b.numbers, b.scale]
 
 
@@ -269,7 +283,8 @@ def _ref_backward(
             grad_x[own] = _product(left[rows], weight[e, :size].T, recipe).to(recipe.output)
     if grad_weight is not None:
         left = _store(spread, across, recipe).read()
-        x = apart.spread(_Operand(kept[0], kept[1], recipe.activation).read())
+        block = TILE if recipe.kept == "e5m6" else recipe.activation
+        x = apart.spread(_Operand(kept[0], kept[1], block).read())
         tile = recipe.activation and (recipe.activation[1], recipe.activation[0])
         right = _store(x, tile, recipe, recipe.power_of_two).read()
         for e, rows in apart.stretches:

@@ -11,7 +11,12 @@ __all__ = ["kernel_backward", "kernel_forward"]
 
 
 def kernel_forward(
-    x: Tensor, weight: Tensor, counts: Tensor | None, power_of_two: bool, output: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    counts: Tensor | None,
+    power_of_two: bool,
+    keep: str,
+    output: torch.dtype,
 ) -> tuple[Tensor, list[Tensor]]:
     """Output, and the operands that backward reads.
 
@@ -20,14 +25,18 @@ def kernel_forward(
         weight: ``[E, N, K]``.
         counts: ``[E]``, rows per expert; None for a single one.
         power_of_two: scales of x.
+        keep: ``"operand"`` or ``"e5m6"``, how x waits for backward; the latter without experts.
         output: dtype of the product.
     """
-    a, a_scale = quant.act_quant(x.contiguous(), power_of_two=power_of_two)
+    x = x.contiguous()
+    a, a_scale = quant.act_quant(x, power_of_two=power_of_two)
     b, b_scale = _quantize_weights(weight)
     if counts is None:
         out = gemm.fp8_gemm_nt(a, a_scale, b[0], b_scale[0], output)
     else:
         out = grouped_fp8.fp8_grouped_gemm_nt(a, a_scale, b, b_scale, counts, output)
+    if keep == "e5m6":
+        a, a_scale = quant.cache_quant(x)
     return out.to(x.dtype), [a, a_scale, b, b_scale]
 
 

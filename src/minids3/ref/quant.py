@@ -21,11 +21,12 @@ __all__ = [
     "WEIGHT_BLOCK",
     "block_dequantize_ref",
     "block_quantize_ref",
+    "cache_quantize_ref",
     "dequantize_ref",
     "quantize_ref",
 ]
 
-E4M3_MAX = 448.0
+E4M3_MAX, E5M6_MAX = 448.0, 65024.0
 TILE = (1, 128)
 WEIGHT_BLOCK = (128, 128)
 
@@ -58,12 +59,36 @@ def quantize_ref(
     # A tensor, since a GPU divides by a number as a product with its rounded reciprocal.
     scale = largest / torch.full_like(largest, E4M3_MAX)
     if power_of_two:
-        mantissa, power = torch.frexp(scale)  # scale = [0.5, 1) * 2^power, exact if 0.5
-        scale = torch.ldexp(torch.ones_like(scale), power - (mantissa == 0.5).int())
+        scale = _power_of_two_from(scale)
     # The smallest fp32 numbers divided by 448 are zero: those, too, are written with scale 1.
     scale = torch.where((largest > 0) & (scale > 0), scale, 1.0)
     scaled = (tiled / scale[:, None, :, None]).clamp_(-E4M3_MAX, E4M3_MAX)
     return _untiled(scaled.to(torch.float8_e4m3fn), x.shape), scale
+
+
+def cache_quantize_ref(x: Tensor) -> tuple[Tensor, Tensor]:
+    """An activation as V3 keeps the input of the layer after attention: E5M6 (TR section 3.3.3).
+
+    Tiles of 1 x 128 share a power of two that brings the largest finite magnitude to at most
+    65,024, E5M6's largest number. Zeros, infinities and NaN as in ``quantize_ref``.
+
+    Args:
+        x: ``[M, K]``, any floating dtype.
+
+    Returns:
+        ``[M, K]`` E5M6 numbers and ``[M, ceil(K / 128)]`` fp32. The numbers lie in float16, which
+        has every one of them; a GPU that packs them needs 12 bits each. ``dequantize_ref`` reads
+        them.
+
+    Raises:
+        ValueError: ``x`` is no matrix.
+    """
+    tiled = _tiled(x.float(), _check(x, TILE))
+    largest = torch.where(torch.isfinite(tiled), tiled, 0.0).abs().amax(3).amax(1)
+    scale = _power_of_two_from(largest / torch.full_like(largest, E5M6_MAX))
+    scale = torch.where((largest > 0) & (scale > 0), scale, 1.0)
+    scaled = (tiled / scale[:, None, :, None]).clamp_(-E5M6_MAX, E5M6_MAX)
+    return _untiled(_round_e5m6(scaled).half(), x.shape), scale
 
 
 def dequantize_ref(
@@ -107,6 +132,20 @@ def _check(x: Tensor, block: tuple[int, int] | None) -> tuple[int, int]:
     if min(block) < 1:
         raise ValueError(f"block={block} must have at least one row and one column")
     return block
+
+
+def _power_of_two_from(scale: Tensor) -> Tensor:
+    """The smallest power of two that is no smaller than each positive number."""
+    mantissa, power = torch.frexp(scale)  # scale = [0.5, 1) * 2^power, exact if 0.5
+    return torch.ldexp(torch.ones_like(scale), power - (mantissa == 0.5).int())
+
+
+def _round_e5m6(x: Tensor) -> Tensor:
+    """Fp32 numbers of at most 65,024, or NaN, to the nearest of E5M6, ties to even."""
+    bits = x.view(torch.int32)
+    normal = ((bits + 0xFFFF + ((bits >> 17) & 1)) & ~0x1FFFF).view(torch.float32)
+    small = (x * 2.0**20).round() * 2.0**-20  # below 2^-14 steps are 2^-20
+    return torch.where(x.abs() < 2.0**-14, small, torch.where(x.isnan(), x, normal))
 
 
 def _tiled(x: Tensor, block: tuple[int, int]) -> Tensor:
