@@ -10,6 +10,7 @@ from minids3.config import get_config
 from minids3.model import Transformer
 from minids3.nn import to_float8
 from minids3.ref.quant import WEIGHT_BLOCK, dequantize_ref, quantize_ref
+from minids3.train import TrainConfig
 
 
 def result(recipe, seed, loss):
@@ -69,6 +70,30 @@ def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
 
 
 TIME = {"last_train_loss": 1.0, "seconds": 1}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Two steps of a small model instead of an hour."""
+    plan = TrainConfig(steps=2, lr=1e-3, batch_size=2, seq_len=16)
+    sides = {"num_hidden_layers": 2, "hidden_size": 64, "num_nextn_predict_layers": 0}
+    for name, value in (("BASE", plan), ("BRANCH", plan), ("MODEL", sides)):
+        monkeypatch.setattr(fp8, name, value)
+    monkeypatch.setattr(fp8, "VALIDATION", (2, 16, 1))
+    fp8._base.cache_clear()
+    yield
+    fp8._base.cache_clear()
+
+
+def test_runs_of_a_seed_differ_in_rounding_alone(tiny):
+    plain, again = (fp8.train_once("fp32", 1) for _ in range(2))
+    assert plain["train_loss"] == again["train_loss"]
+    assert plain["valid_loss"] == again["valid_loss"]
+    rounded, other = fp8.train_once("bf16", 1), fp8.train_once("fp32", 2)
+    assert rounded["valid_loss"] != plain["valid_loss"]
+    assert rounded["valid_loss"] == pytest.approx(plain["valid_loss"], rel=0.01)
+    assert other["train_loss"] != plain["train_loss"]
+    assert fp8.start("fp8").layers[1].self_attn.o_proj.recipe.kept == "e5m6"
 
 
 def test_without_masters_weights_are_e4m3_numbers():
