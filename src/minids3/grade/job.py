@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def main() -> None:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is not an answer
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # known mistakes divide by zero
     for line in sys.stdin:
         task = json.loads(line)
         try:
