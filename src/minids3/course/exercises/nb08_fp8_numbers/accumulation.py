@@ -154,7 +154,7 @@ def _sum_library(products, promote_every=None):
     importance=5,
     minutes=15,
     library=_sum_library,
-    forbids=("minids3.numerics.accumulate.limited_matmul",),  # imported beside cut
+    forbids=("minids3.numerics.accumulate.limited_matmul",),
     hints=(
         "Which 33 numbers does one instruction add, and which of them decides how fine the grid "
         "is? What is kept between two instructions, and with how many bits?",
