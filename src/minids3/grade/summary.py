@@ -115,7 +115,7 @@ def _distribution(results: list[SubmissionResult]) -> str:
     top = max(n for *_, n in bins)
     left, right, base, high = 40, 860, 210, 170
     step = (right - left) / len(bins)
-    marks = []
+    marks, counts = [], []
     for k, (low, up, n) in enumerate(bins):
         x, h = left + k * step, high * n / top
         if n:
@@ -123,6 +123,8 @@ def _distribution(results: list[SubmissionResult]) -> str:
                 f'<rect x="{x + 2:.1f}" y="{base - h:.1f}" width="{step - 4:.1f}" '
                 f'height="{h:.1f}" rx="3" fill="var(--bar-look)"><title>{n} with '
                 f"{number(low)} to {number(up)} points</title></rect>"
+            )
+            counts.append(
                 f'<text class="value" x="{x + step / 2:.1f}" y="{base - h - 7:.1f}" '
                 f'text-anchor="middle">{n}</text>'
             )
@@ -143,7 +145,8 @@ def _distribution(results: list[SubmissionResult]) -> str:
     words = "; ".join(f"{number(a)} to {number(b)} points: {n}" for a, b, n in bins if n)
     drawn = (
         f'<svg viewBox="0 0 900 256" role="img" aria-label="Students by points. {esc(words)}">'
-        f'<line class="grid" x1="{left}" y1="{base}" x2="{right}" y2="{base}"/>{"".join(marks)}'
+        f'<line class="grid" x1="{left}" y1="{base}" x2="{right}" y2="{base}"/>'
+        f"{''.join(marks + counts)}"  # counts last: the median's line passes behind them
         f'<text x="{(left + right) / 2}" y="{base + 42}" text-anchor="middle">points of '
         f"{number(most)}</text></svg>"
     )
