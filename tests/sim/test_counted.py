@@ -47,6 +47,10 @@ def convolution():
     return torch.nn.functional.conv1d(torch.ones(1, 8, 6), torch.ones(4, 8, 3))
 
 
+def bilinear():
+    return torch.nn.functional.bilinear(torch.ones(5, 3), torch.ones(5, 4), torch.ones(6, 3, 4))
+
+
 def layer():
     return torch.nn.functional.linear(torch.ones(2, 3, 8), torch.ones(5, 8))
 
@@ -54,7 +58,12 @@ def layer():
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize(
     ("act", "total"),
-    [(attention, 2 * 3 * 2 * 5 * 8), (convolution, 4 * 4 * 8 * 3), (layer, 6 * 8 * 5)],
+    [
+        (attention, 2 * 3 * 2 * 5 * 8),
+        (convolution, 4 * 4 * 8 * 3),
+        (bilinear, 2 * 5 * 6 * 3 * 4),
+        (layer, 6 * 8 * 5),
+    ],
 )
 def test_what_is_made_of_products(inference, act, total):
     with torch.inference_mode(inference), MultiplyAdds() as counter:

@@ -29,8 +29,20 @@ def _by_elements(*shapes: Any, out_shape: Any = (), **_: Any) -> int:
     return 2 * max(*sizes, math.prod(out_shape))
 
 
+def _of_three(*args: Any, out_shape: Any = (), **_: Any) -> int:
+    """Return the FLOPs of ``_trilinear`` (``F.bilinear``): two products for each place."""
+    shapes = []
+    for shape, missing in zip(args[:3], args[3:6], strict=True):
+        sides = list(shape)
+        for axis in missing:
+            sides.insert(axis, 1)
+        shapes.append(sides)
+    return 4 * math.prod(torch.broadcast_shapes(*shapes))
+
+
 _FLOPS = {
     **flop_registry,
+    torch.ops.aten._trilinear: shape_wrapper(_of_three),
     **{getattr(torch.ops.aten, name): shape_wrapper(_by_elements) for name in _OTHERS},
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
 }
