@@ -71,7 +71,8 @@ def test_attack_gains_nothing(attack, grader, place, server):
     worth = grader.exercise(program_of(exercise, attack.plain), 5).points if attack.plain else 0
     assert worth < exercise.points
     assert result.points <= worth, [(i.label, i.status) for i in result.items]
-    assert result.status in ("failed", "forbidden", "stub", *["partial"][: worth > 0]), result.notes
+    allowed = {"failed", "forbidden", "stub"} | ({"partial"} if attack.plain else set())
+    assert result.status in allowed, result.notes
     assert (result.status == "forbidden") == attack.forbidden, result.notes
     if attack.forbidden:
         assert result.needs_human

@@ -139,8 +139,8 @@ def engine(monkeypatch):
 def test_whole_tiles_give_the_same_as_addresses(device, guard, engine, name, n, k):
     counts = counts_of(name, device)
     m, e = int(counts.sum()), len(counts)
-    x, weight = randn(m, k, device=device), randn(e, n, k, device=device)
-    grad = randn(m, n, device=device, seed=1)
+    half = {"device": device, "dtype": torch.float16}
+    x, weight, grad = randn(m, k, **half), randn(e, n, k, **half), randn(m, n, seed=1, **half)
     a = [t.to(device) for t in quantize_ref(randn(m, k, seed=2))]
     b = [t.to(device) for t in quantized_weights(randn(e, n, k, seed=3))]
     a[0], b[0] = a[0][:, :64].contiguous(), b[0][..., :64].contiguous()  # rows of 16 bytes
@@ -166,11 +166,25 @@ def test_whole_tiles_give_the_same_as_addresses(device, guard, engine, name, n, 
 
 def test_a_tile_that_hangs_over_does_not_meet_the_next_expert(device, engine):
     counts = torch.tensor([40, 10], device=device)
-    weight, grad = randn(2, 88, 64, device=device), randn(50, 88, device=device)
-    want = loop(grad, weight.transpose(1, 2), counts)[:40]
-    weight[1] = float("nan")
+    half = {"device": device, "dtype": torch.float16}
+    weight, grad = randn(2, 88, 64, **half), randn(50, 88, **half)
     engine(True)
-    assert relative(grouped.grouped_gemm_nn(grad, weight, counts)[:40], want) < 1e-6
+    want = grouped.grouped_gemm_nn(grad, weight, counts)[:40]
+    weight[1] = float("nan")
+    got = grouped.grouped_gemm_nn(grad, weight, counts)
+    assert torch.equal(got[:40], want)
+    assert bool(got[40:].isnan().all())
+
+
+def test_fp32_is_not_fetched_by_tiles(device, monkeypatch):
+    asked = []
+    monkeypatch.setattr(grouped, "copy_engine", lambda *given: asked.append(given) or False)
+    counts = torch.tensor([3, 5], device=device)
+    x, weight = randn(8, 16, device=device), randn(2, 32, 16, device=device)
+    grouped.grouped_gemm_nt(x, weight, counts)
+    assert not asked
+    grouped.grouped_gemm_nt(x.half(), weight.half(), counts)
+    assert asked
 
 
 def test_int32_counts_and_empty_inputs(device):

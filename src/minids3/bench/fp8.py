@@ -7,7 +7,7 @@ and the same batches and differ in rounding alone. ``fp32`` rounds nothing: its 
 ``bf16`` says how much of a gap means nothing.
 
 Every finished run is written at once to ``data/bench/fp8.json``; the command goes on from there if
-the settings are the same. About 40 minutes on one CPU core.
+the settings are the same. Somewhat over half an hour on one CPU core.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def run(device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
     old = recorded("fp8")
     runs = old["runs"] if old and old["settings"] == settings else []
     report: dict[str, Any] = {
-        "command": "python -m minids3.bench fp8 --json",
+        "command": "python -m minids3.bench fp8 --device cpu --json",
         "about": environment(device),
         "settings": settings,
         "floor": entropy_floor(load_split("validation")),

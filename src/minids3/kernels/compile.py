@@ -61,6 +61,11 @@ class Spec:
     max_spill_bytes: int = 0
 
 
+def operand(kind: str, tile: tuple[int, int] | None = None) -> str:
+    """Type of an argument: a pointer to ``kind``, or what the copy engine loads ``tile`` from."""
+    return f"tensordesc<{kind}{list(tile)}>" if tile else f"*{kind}"
+
+
 @dataclass(frozen=True)
 class Inspection:
     """A compiled kernel.

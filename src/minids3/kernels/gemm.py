@@ -24,12 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minids3.kernels.compile import Spec
+from minids3.kernels.compile import Spec, operand
 from minids3.kernels.fp8 import decode_e4m3
 from minids3.kernels.grouped import place_of
 from minids3.kernels.language import jit, tl
 from minids3.kernels.launch import (
+    ALIGNMENT,
     aligned,
+    capability,
     cdiv,
     check_fp8,
     check_scale,
@@ -42,7 +44,6 @@ from minids3.kernels.launch import (
 __all__ = ["SPECS", "fp8_gemm_nt"]
 
 TILE = 128  # of K that share a scale, and of N for weights
-ALIGNMENT = 16  # bytes of the widest load
 GROUP_M = 8
 
 
@@ -177,13 +178,14 @@ def _aligned(x: Tensor) -> Tensor:
     """``x``, copied if rows do not begin at multiples of 16 bytes: cheaper than single bytes."""
     if aligned(x):
         return x
-    bytes_ = F.pad(x.view(torch.uint8), (0, -x.shape[1] % ALIGNMENT)).clone()
+    bytes_ = F.pad(x.view(torch.uint8), (0, -x.shape[1] % ALIGNMENT))  # copies also for 0
     return bytes_.view(torch.float8_e4m3fn)
 
 
 # Sides of a tile along M, N and K, warps, stages of the pipeline. A tile's sum and its total both
 # lie in registers. On Hopper two programs of 64 x 128 share a multiprocessor, and one multiplies
-# while the other scales; 128 x 128 leaves room for one program, and none for two vectors of scales.
+# while the other scales; 128 x 128 takes more than half of the registers, and with a vector of
+# scales on both sides nearly all that a thread can have.
 _HOPPER = (64, 128, 128, 4, 4)
 _LARGE, _NARROW = (128, 128, 128, 8, 3), (128, 64, 128, 8, 3)
 _FP16, _NO_CORES = (64, 64, 128, 4, 2), (64, 64, 16, 4, 2)
@@ -191,12 +193,11 @@ _FP16, _NO_CORES = (64, 64, 128, 4, 2), (64, 64, 16, 4, 2)
 
 def _config(device: torch.device, native: bool, blocks: bool) -> tuple[int, int, int, int, int]:
     """Fixed choices, each compiled in ``SPECS`` without a spill."""
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
-    if native and capability[0] == 9:
+    if native and capability(device)[0] == 9:
         return _HOPPER
     if native:
         return _LARGE if blocks else _NARROW
-    return _FP16 if capability >= (8, 0) else _NO_CORES
+    return _FP16 if capability(device) >= (8, 0) else _NO_CORES
 
 
 def _spec(
@@ -211,9 +212,12 @@ def _spec(
     native = targets[0] in _CORES_FP8
     block_m, block_n, block_k, warps, stages = config
     kind = "fp8e4nv" if native else "u8"
-    signature = {"a_scale_ptr": "*fp32", "b_scale_ptr": "*fp32"}
-    for operand, side in (("a_ptr", block_m), ("b_ptr", block_n)):
-        signature[operand] = f"tensordesc<{kind}[{side}, {block_k}]>" if tiles else f"*{kind}"
+    signature = {
+        "a_ptr": operand(kind, (block_m, block_k) if tiles else None),
+        "a_scale_ptr": "*fp32",
+        "b_ptr": operand(kind, (block_n, block_k) if tiles else None),
+        "b_scale_ptr": "*fp32",
+    }
     signature |= {"y_ptr": "*bf16" if blocks else "*fp32", "M": "i32", "N": "i32", "K": "i32"}
     return Spec(
         name,
@@ -242,6 +246,8 @@ _NEW = ("sm_89", "sm_90", "sm_100")
 SPECS = (
     _spec("fp8_gemm", _LARGE, _NEW),
     _spec("fp8_gemm_ragged", _LARGE, _NEW, even=False),
+    _spec("fp8_gemm_h100", _HOPPER, ("sm_90",)),
+    _spec("fp8_gemm_ragged_h100", _HOPPER, ("sm_90",), even=False),
     _spec("fp8_gemm_tiles", _LARGE, ("sm_100",), tiles=True),
     _spec("fp8_gemm_tiles_h100", _HOPPER, ("sm_90",), tiles=True),
     _spec("fp8_gemm_wgrad_tiles", _NARROW, ("sm_100",), tiles=True, blocks=False),

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minids3.kernels.compile import Spec
+from minids3.kernels.compile import Spec, operand
 from minids3.kernels.language import jit, tl
-from minids3.kernels.launch import cdiv, check_tensors, copy_engine, in_tiles
+from minids3.kernels.launch import capability, cdiv, check_tensors, copy_engine, in_tiles
 
 __all__ = [
     "SPECS",
@@ -249,7 +249,9 @@ def _grouped_gemm(
         return out.zero_()
     if out.numel() == 0:
         return out
-    tiles, transposed = copy_engine(x, weight), stride_k == 1
+    transposed = stride_k == 1
+    # Not fp32: it is multiplied without tensor cores, and from whole tiles that spills registers.
+    tiles = x.dtype != torch.float32 and copy_engine(x, weight)
     block_m, block_n, block_k, warps, stages = _config(x, m // n_experts, tiles)
     m_tiles = most_tiles(m, n_experts, block_m)
     side = (block_n, block_k) if transposed else (block_k, block_n)
@@ -283,15 +285,11 @@ def _config(x: Tensor, rows: int, tiles: bool = False) -> tuple[int, int, int, i
     """BLOCK_M, BLOCK_N, BLOCK_K, warps, stages for about so many rows per expert."""
     if x.dtype == torch.float32:
         return 64, 64, 32, 4, 2
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+    if capability(x.device) < (8, 0):
         return 64, 64, 16, 4, 2  # no tensor cores through Triton: small, or registers spill
     if rows < 64:  # small experts: tall tiles would be mostly padding
         return 64, 128, 64, 4, 3
-    return (128, 256, 64, 8, 4) if tiles and _is_hopper(x) else (128, 128, 64, 8, 3)
-
-
-def _is_hopper(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] == 9
+    return (128, 256, 64, 8, 4) if tiles and capability(x.device)[0] == 9 else (128, 128, 64, 8, 3)
 
 
 def _check_grouped(x: Tensor, weight: Tensor, counts: Tensor, inner: int) -> None:
@@ -324,11 +322,8 @@ def _gemm(
     transposed = "_nt_" in name
     unit, other = ("stride_k", "stride_n") if transposed else ("stride_n", "stride_k")
     m, n, k = tile[:3]
-    shapes = {"x_ptr": [m, k], "w_ptr": [n, k] if transposed else [k, n]}
-    signature = {
-        operand: f"tensordesc<{kind}{shape}>" if tiles else f"*{kind}"
-        for operand, shape in shapes.items()
-    }
+    shapes = {"x_ptr": (m, k), "w_ptr": (n, k) if transposed else (k, n)}
+    signature = {a: operand(kind, shape if tiles else None) for a, shape in shapes.items()}
     signature |= {"counts_ptr": "*i64", "y_ptr": f"*{kind}", **_INTEGERS, other: "i32"}
     constexprs = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), tile, strict=False))
     constexprs |= {"E_PAD": 256, "GROUP_M": 8, "EVEN_N": True, "EVEN_K": True}
@@ -358,7 +353,9 @@ SPECS = (
     _gemm("grouped_gemm_nt_bf16_tiles_h100", "bf16", _WIDE, targets=("sm_90",), **_OF_TILES),
     _gemm("grouped_gemm_nn_bf16_tiles_h100", "bf16", _WIDE, targets=("sm_90",), **_OF_TILES),
     _gemm("grouped_gemm_nt_bf16_tiles", "bf16", _LARGE, targets=("sm_100",), **_OF_TILES),
+    _gemm("grouped_gemm_nn_bf16_tiles", "bf16", _LARGE, targets=("sm_100",), **_OF_TILES),
     _gemm("grouped_gemm_nt_bf16_tiles_low", "bf16", _LOW, targets=_TILED, **_OF_TILES),
+    _gemm("grouped_gemm_nn_bf16_tiles_low", "bf16", _LOW, targets=_TILED, **_OF_TILES),
     _gemm("grouped_gemm_nt_fp16_t4", "fp16", _PLAIN, targets=("sm_75",)),
     _gemm("grouped_gemm_nn_fp16_t4", "fp16", _PLAIN, targets=("sm_75",)),
     _gemm("grouped_gemm_nt_fp32", "fp32", (64, 64, 32, 4, 2)),

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minids3.kernels.compile import Spec
+from minids3.kernels.compile import Spec, operand
 from minids3.kernels.fp8 import decode_e4m3
 from minids3.kernels.grouped import find_tile, most_tiles, place_of, power_of_two_from
 from minids3.kernels.language import jit, tl
 from minids3.kernels.launch import (
+    capability,
     cdiv,
     check_fp8,
     check_scale,
@@ -299,12 +300,11 @@ _A100, _T4 = (64, 64, 128, 4, 2), (64, 64, 16, 4, 2)
 def _fp8_config(
     device: torch.device, native: bool, wgrad: bool = False
 ) -> tuple[int, int, int, int, int]:
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
-    if native and capability[0] == 9:
+    if native and capability(device)[0] == 9:
         return _HOPPER_WGRAD if wgrad else _HOPPER
     if native:
         return _WGRAD if wgrad else _LARGE
-    return _A100 if capability >= (8, 0) else _T4
+    return _A100 if capability(device) >= (8, 0) else _T4
 
 
 _NATIVE = ("sm_89", "sm_90", "sm_100")
@@ -331,11 +331,9 @@ def _spec(
         sides = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
         extra = {"GROUP_M": 8, "EVEN_K": even}
         signature = {"y_ptr": "*bf16", "m_tiles": "i32"}
-    for operand, side in zip(operands, tile, strict=False):
-        signature[f"{operand}_ptr"] = (
-            f"tensordesc<{kind}{[side, tile[2]]}>" if tiles else f"*{kind}"
-        )
-        signature[f"{operand}_scale_ptr"] = "*fp32"
+    for name_, side in zip(operands, tile, strict=False):
+        signature[f"{name_}_ptr"] = operand(kind, (side, tile[2]) if tiles else None)
+        signature[f"{name_}_scale_ptr"] = "*fp32"
     signature |= {"n_experts": "i32", "N": "i32", "K": "i32", "counts_ptr": "*i64"}
     constexprs = {**dict(zip(sides, tile, strict=False)), **extra}
     constexprs |= {"E_PAD": 256, "NATIVE": native, "TILES": tiles}
@@ -349,6 +347,7 @@ def _spec(
 SPECS = (
     _spec("fp8_grouped_gemm", _LARGE, _NATIVE),
     _spec("fp8_grouped_gemm_ragged", _LARGE, _NATIVE, even=False),
+    _spec("fp8_grouped_gemm_h100", _HOPPER, ("sm_90",)),
     _spec("fp8_grouped_gemm_h100_ragged", _HOPPER, ("sm_90",), even=False),
     _spec("fp8_grouped_gemm_low", _LOW, _NATIVE),
     _spec("fp8_grouped_gemm_tiles_h100", _HOPPER, ("sm_90",), tiles=True),

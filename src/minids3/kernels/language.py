@@ -1,8 +1,8 @@
 """Triton itself, or a stand-in that says what to do where it cannot be installed.
 
 Everything in ``minids3.kernels`` takes ``triton``, ``tl`` and ``jit`` from here, and
-``TensorDescriptor``, which is None where Triton has none. On macOS and
-Windows there is no Triton: modules that only *mention* ``tl`` in a function still import there.
+``TensorDescriptor``, which is None where Triton has none. On macOS and Windows there is no Triton:
+modules that only *mention* ``tl`` in a function still import there.
 
 Without a GPU a kernel runs in Triton's interpreter, which must be chosen by TRITON_INTERPRET=1
 before Triton is imported for the first time. Chosen later it half works, so that is refused here.

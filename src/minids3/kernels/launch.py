@@ -10,6 +10,9 @@ from torch import Tensor
 from minids3.kernels.language import TensorDescriptor, tl
 
 __all__ = [
+    "ALIGNMENT",
+    "aligned",
+    "capability",
     "cdiv",
     "check_fp8",
     "check_scale",
@@ -20,12 +23,17 @@ __all__ = [
     "interpreted",
 ]
 
-_ALIGNMENT = 16  # bytes
+ALIGNMENT = 16  # bytes of the widest load
 
 
 def interpreted() -> bool:
     """Whether kernels run in the interpreter, on CPU tensors."""
     return type(tl.sum).__name__ == "InterpretedFunction"
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU; the interpreter is taken for an A100, (8, 0)."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
 
 
 def fp8_mode(device: torch.device) -> str:
@@ -36,7 +44,7 @@ def fp8_mode(device: torch.device) -> str:
     """
     if interpreted() or device.type != "cuda":
         return "software"
-    return "native" if torch.cuda.get_device_capability(device) >= (8, 9) else "software"
+    return "native" if capability(device) >= (8, 9) else "software"
 
 
 def copy_engine(*tensors: Tensor) -> bool:
@@ -46,18 +54,16 @@ def copy_engine(*tensors: Tensor) -> bool:
     edge and reports when the tile has arrived in shared memory. Rows must be multiples of 16 bytes
     and begin at such multiples.
     """
-    first = tensors[0]
     return (
         TensorDescriptor is not None
-        and first.device.type == "cuda"
-        and torch.cuda.get_device_capability(first.device) >= (9, 0)
+        and capability(tensors[0].device) >= (9, 0)
         and all(aligned(t) for t in tensors)
     )
 
 
 def aligned(x: Tensor) -> bool:
     """Whether the rows of a contiguous tensor begin at multiples of 16 bytes."""
-    return (x.shape[-1] * x.element_size()) % _ALIGNMENT == 0 and x.data_ptr() % _ALIGNMENT == 0
+    return (x.shape[-1] * x.element_size()) % ALIGNMENT == 0 and x.data_ptr() % ALIGNMENT == 0
 
 
 def in_tiles(x: Tensor, rows: int, columns: int) -> Any:

@@ -69,6 +69,23 @@ def to_e4m3(x, scale, NATIVE: tl.constexpr):
 
 
 @jit
+def to_e5m6(x):
+    """The E5M6 number nearest to each, ties to even, saturating at 65,024; as FP16."""
+    bits = x.to(tl.int32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    is_nan = magnitude > 0x7F800000
+    limited = tl.minimum(magnitude, 0x477E0000)  # 65,024
+    rounded = (limited + 0xFFFF + ((limited >> 17) & 1)) & -0x20000
+    normal = rounded.to(tl.float32, bitcast=True)
+    # Below 2^-14: steps of 2^-20. Adding 1.5 * 2^3 leaves no room for finer ones.
+    small = limited.to(tl.float32, bitcast=True) + 12.0 - 12.0
+    value = tl.where(limited < 0x38800000, small, normal)
+    value = tl.where(is_nan, float("nan"), value).to(tl.float16)
+    sign = ((bits >> 16) & 0x8000).to(tl.int16)  # as a bit, or the minus of a zero is lost
+    return (value.to(tl.int16, bitcast=True) | sign).to(tl.float16, bitcast=True)
+
+
+@jit
 def _act_quant_kernel(
     x_ptr,
     q_ptr,
@@ -109,23 +126,6 @@ def _cache_quant_kernel(x_ptr, kept_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
     tl.store(kept_ptr + at, to_e5m6(scaled), mask=inside)
     scale_at = row * tl.cdiv(K, 128) + tl.program_id(1)
     tl.store(scale_ptr + scale_at, scale, mask=row < M)
-
-
-@jit
-def to_e5m6(x):
-    """The E5M6 number nearest to each, ties to even, saturating at 65,024; as FP16."""
-    bits = x.to(tl.int32, bitcast=True)
-    magnitude = bits & 0x7FFFFFFF
-    is_nan = magnitude > 0x7F800000
-    limited = tl.minimum(magnitude, 0x477E0000)  # 65,024
-    rounded = (limited + 0xFFFF + ((limited >> 17) & 1)) & -0x20000
-    normal = rounded.to(tl.float32, bitcast=True)
-    # Below 2^-14: steps of 2^-20. Adding 1.5 * 2^3 leaves no room for finer ones.
-    small = limited.to(tl.float32, bitcast=True) + 12.0 - 12.0
-    value = tl.where(limited < 0x38800000, small, normal)
-    value = tl.where(is_nan, float("nan"), value).to(tl.float16)
-    sign = ((bits >> 16) & 0x8000).to(tl.int16)  # as a bit, or the minus of a zero is lost
-    return (value.to(tl.int16, bitcast=True) | sign).to(tl.float16, bitcast=True)
 
 
 @jit
