@@ -781,6 +781,9 @@ for name, values in gap_of.items():
     spread = np.std(values, ddof=1) / len(values) ** 0.5
     print(f"{name:16}{np.mean(values):+6.2f}  +- {spread:.2f}   ",
           "  ".join(f"{v:+5.2f}" for v in values))
+print("\nand how long a step takes, emulated:")
+for entry in record["overhead"]:
+    print(f"{entry['name']}: {1 / entry['ratio']:.1f} times the seconds")
 
 # %% tags=["nbval-check-output"]
 means = {n: np.mean(v) for n, v in gap_of.items()}
@@ -903,9 +906,9 @@ bill.show(upto="10")
 #   without promotion, one scale per tensor) does not fail at this size, and
 #   we do not claim that it did.
 # - A CPU emulates. On one core a training step of the 11M `mini` model
-#   takes 1.7 times as long with FP8 emulated as in fp32 (recorded with the
-#   table of 10.8). Whether a whole step is *faster* in FP8 was not
-#   measured; notebook 09 has the kernels, timed on a GPU.
+#   takes nearly twice as long with FP8 emulated as in fp32 (below the table
+#   of 10.8). Whether a whole step is *faster* in FP8 was not measured;
+#   notebook 09 has the kernels, timed on a GPU.
 # - The short sum is emulated by cutting the sum after every 32 products.
 #   For numbers of both signs that errs as much as notebook 08's stricter
 #   emulation or up to three times more; both describe Hopper's behaviour,

@@ -104,7 +104,7 @@ def default_filter(name: str, module: nn.Module) -> bool:
     return name.rpartition(".")[2] not in HIGH_PRECISION
 
 
-def after_attention(recipe: Float8Recipe) -> Float8Recipe:
+def _after_attention(recipe: Float8Recipe) -> Float8Recipe:
     """``recipe`` for the layer that reads attention's output, unless it has no scales at all."""
     if recipe.operands != "e4m3" or not recipe.scaled:
         return recipe
@@ -149,7 +149,7 @@ def to_float8(
         else:
             last = name.rpartition(".")[2]
             new = Float8Linear.from_linear(
-                module, after_attention(recipe) if last == "o_proj" else recipe
+                module, _after_attention(recipe) if last == "o_proj" else recipe
             )
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, new)
