@@ -67,8 +67,9 @@ def test_logits_of_any_size(device, short_blocks):
 
 def test_no_target_counts_or_one_is_outside(device):
     logits, targets = case(3, 20, device)
-    loss, _ = cross_entropy_fwd_bwd(logits, torch.full_like(targets, IGNORE), IGNORE)
-    assert bool(loss.isnan())
+    loss, grad = cross_entropy_fwd_bwd(logits, torch.full_like(targets, IGNORE), IGNORE)
+    assert float(loss) == 0
+    assert not bool(grad.any())
     for wrong in (20, -1, 2**40):
         targets[1] = wrong
         loss, grad = cross_entropy_fwd_bwd(logits, targets, IGNORE)
@@ -88,6 +89,26 @@ def test_the_operation(device, backend):
     torch.testing.assert_close(
         logits.grad.flatten(0, 1).double(), 3 * want[1], rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("backend", ["ref", "triton", "auto"])
+def test_the_sum_and_nothing_to_learn(device, backend):
+    logits, targets = case(6, 33, device, ignored=2)
+    logits.requires_grad_()
+    total = cross_entropy(logits, targets, reduction="sum", backend=backend)
+    (total / 2).backward()
+    want = truth(logits.detach(), targets)
+    torch.testing.assert_close(total.double(), 4 * want[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits.grad.double(), 2 * want[1], rtol=1e-5, atol=1e-6)
+    for reduction in ("mean", "sum"):
+        logits.grad = None
+        nothing = torch.full_like(targets, IGNORE)
+        loss = cross_entropy(logits, nothing, reduction=reduction, backend=backend)
+        loss.backward()
+        assert float(loss) == 0
+        assert float(logits.grad.abs().sum()) == 0
+    with pytest.raises(ValueError, match="reduction='none' must be"):
+        cross_entropy(logits, targets, reduction="none", backend=backend)
 
 
 def test_in_place_through_a_head(device):

@@ -76,6 +76,32 @@ def test_losses_are_sums_over_fewer_targets_divided_like_the_main_one():
                 if target != -100:
                     total -= float(F.log_softmax(logits[row, i], -1)[target])
         assert float(loss) == pytest.approx(total / counted, rel=1e-5)
+    sums = model.losses(ids, targets, reduction="sum")
+    torch.testing.assert_close(sums[0], main * counted)
+    torch.testing.assert_close(torch.stack(sums[1]), torch.stack(extra) * counted)
+    torch.testing.assert_close(model.loss(ids, targets, reduction="sum"), sums[0])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_nothing_to_learn_is_a_loss_of_zero_without_gradient(reduction):
+    model, ids = build(num_nextn_predict_layers=2), batch()
+    main, extra = model.losses(ids, torch.full_like(ids, -100), reduction=reduction)
+    assert [float(loss) for loss in (main, *extra)] == [0.0] * 3
+    (main + sum(extra)).backward()
+    assert all(p.grad is None or not bool(p.grad.any()) for p in model.parameters())
+
+
+def test_sums_of_two_batches_are_the_mean_of_both():
+    """What accumulating gradients needs: batches weigh by their targets."""
+    model = build(num_nextn_predict_layers=1)
+    ids = batch((4, 9))
+    targets = ids.roll(-1, 1)
+    targets[0, 2:] = targets[1] = targets[3, :1] = -100
+    counted = int((targets != -100).sum())
+    parts = [model.losses(ids[i : i + 2], targets[i : i + 2], reduction="sum") for i in (0, 2)]
+    main, (ahead,) = model.losses(ids, targets)
+    torch.testing.assert_close((parts[0][0] + parts[1][0]) / counted, main)
+    torch.testing.assert_close((parts[0][1][0] + parts[1][1][0]) / counted, ahead)
 
 
 def test_embedding_and_head_are_shared_and_everything_is_trained():

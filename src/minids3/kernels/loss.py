@@ -6,8 +6,8 @@ together (the online softmax of ``kernels/softmax.py``), and a second time to wr
 onehot, the gradient. A row of V3 fits into no multiprocessor, so what the L2 cache has lost by then
 is read twice. Written over the logits the gradient needs no memory of its own.
 
-The gradient is that of the mean, for a gradient 1 of the loss. ``scale_`` multiplies it by the real
-one afterwards, and touches nothing if that is 1, which it usually is.
+The gradient is that of the mean (or of the sum), for a gradient 1 of the loss. ``scale_`` multiplies
+it by the real one afterwards, and touches nothing if that is 1, which it usually is.
 """
 
 # ruff: noqa: ANN001, ANN202  (kernels' arguments have no Python types)
@@ -103,8 +103,9 @@ def cross_entropy_fwd_bwd(
     *,
     gradient: bool = True,
     in_place: bool = False,
+    mean: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Mean negative log-probability of the targets, and its gradient.
+    """Negative log-probability of the targets, mean or sum, and its gradient.
 
     Args:
         logits: ``[N, V]``, any floating dtype.
@@ -112,9 +113,10 @@ def cross_entropy_fwd_bwd(
         ignore_index: targets with this value count neither in the sum nor in the mean.
         gradient: whether to compute it.
         in_place: write the gradient over the logits, which are lost.
+        mean: divide both by the number of targets that count.
 
     Returns:
-        The loss, a scalar in fp32: NaN if no target counts or one lies outside the vocabulary,
+        The loss, a scalar in fp32: 0 if no target counts, NaN if one lies outside the vocabulary,
         since finding out would stall the GPU. The gradient ``[N, V]`` in the dtype of ``logits``,
         or None.
 
@@ -128,7 +130,9 @@ def cross_entropy_fwd_bwd(
         )
     check_tensors(logits=logits, targets=targets)
     n_rows, n_cols = logits.shape
-    counted = (targets != ignore_index).sum()
+    counted = (targets != ignore_index).sum().clamp(min=1)
+    if not mean:
+        counted = torch.ones_like(counted)
     loss = torch.empty(n_rows, dtype=torch.float32, device=logits.device)
     grad = (logits if in_place else torch.empty_like(logits)) if gradient else None
     if logits.numel():

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minids3.config import ModelConfig
@@ -18,7 +17,7 @@ from minids3.model.mtp import MTPModule
 from minids3.nn import RMSNorm
 from minids3.nn.rope import model_rope_tables
 from minids3.ops.loss import cross_entropy
-from minids3.ref.loss import IGNORE_INDEX
+from minids3.ref.loss import IGNORE_INDEX, Reduction
 
 __all__ = ["ModelCache", "Transformer"]
 
@@ -95,16 +94,13 @@ class Transformer(nn.Module):
             cache.advance(ids.shape[1])
         return self.norm(x)
 
-    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per target (a scalar fp32).
+    def loss(self, ids: Tensor, targets: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+        """Cross-entropy of the next token in nats, a scalar fp32; arguments as ``losses``."""
+        return self._cross_entropy(self.hidden_states(ids), targets, reduction)
 
-        Args:
-            ids: ``[B, T]`` int64.
-            targets: ``[B, T]`` int64, the token after each position; ``IGNORE_INDEX``: not counted.
-        """
-        return _cross_entropy(self(ids), targets)
-
-    def losses(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def losses(
+        self, ids: Tensor, targets: Tensor, *, reduction: Reduction = "mean"
+    ) -> tuple[Tensor, list[Tensor]]:
         """The main loss and the loss of every MTP module, each a scalar fp32 in nats.
 
         Module k has only T - k targets, yet its sum is divided like the main one (TR eq. 24). A
@@ -113,18 +109,22 @@ class Transformer(nn.Module):
         Args:
             ids: ``[B, T]`` int64.
             targets: ``[B, T]`` int64, the token after each position; ``IGNORE_INDEX``: not counted.
+                If none counts, every loss is 0 and so is its gradient.
+            reduction: ``"mean"`` over the counted targets, or ``"sum"``, for batches that are
+                weighed by their targets afterwards.
         """
         hidden = self.hidden_states(ids)
-        main = _cross_entropy(self.lm_head(hidden), targets)
-        counted = (targets != IGNORE_INDEX).sum()
-        extra = []
-        for k, ahead in enumerate(self._mtp_hidden(hidden, ids), start=1):
-            logits = self.lm_head(ahead).flatten(0, 1).float()
-            nats = F.cross_entropy(
-                logits, targets[:, k:].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-            )
-            extra.append(nats / counted)
+        main = self._cross_entropy(hidden, targets, reduction)
+        divisor = (targets != IGNORE_INDEX).sum().clamp(min=1) if reduction == "mean" else 1
+        extra = [
+            self._cross_entropy(ahead, targets[:, k:], "sum") / divisor
+            for k, ahead in enumerate(self._mtp_hidden(hidden, ids), start=1)
+        ]
         return main, extra
+
+    def _cross_entropy(self, hidden: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
+        """Of logits that nobody looks at afterwards, so that a kernel may overwrite them."""
+        return cross_entropy(self.lm_head(hidden), targets, reduction=reduction, in_place=True)
 
     def mtp_logits(self, ids: Tensor) -> list[Tensor]:
         """Logits of every MTP module: the k-th is ``[B, T - k, V]``, position i for token i+k+1."""
@@ -177,8 +177,3 @@ class Transformer(nn.Module):
                 f"token ids span {int(ids.min())}..{int(ids.max())}, but the model's vocabulary is "
                 f"0..{self.config.vocab_size - 1}: was the text encoded with another tokenizer?"
             )
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of logits that nobody looks at afterwards, so that a kernel may overwrite them."""
-    return cross_entropy(logits, targets, in_place=True)
