@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minids3.data.corpora import DOMAINS
+from minids3.data.corpora import ALL_DOMAINS
 from minids3.data.files import data_dir, verify_file
 from minids3.data.shards import Arrays, read_shard
 from minids3.data.tokenizer import Tokenizer
@@ -50,9 +50,9 @@ class Split:
 
     def only(self, domain: str) -> Split:
         """The documents of one domain."""
-        if domain not in DOMAINS:
-            raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(DOMAINS)}")
-        keep = self.domain_ids == DOMAINS.index(domain)
+        if domain not in ALL_DOMAINS:
+            raise ValueError(f"unknown domain {domain!r}: choose one of {', '.join(ALL_DOMAINS)}")
+        keep = self.domain_ids == ALL_DOMAINS.index(domain)
         lengths = self.lengths()
         kept = lengths[keep]
         starts = torch.cumsum(kept, 0) - kept

@@ -3,7 +3,7 @@
 Layout, N tokens and M documents; every document is <|bos|> text <|eos|>:
     tokens      uint16 [N] (int32 where the vocabulary is larger)
     doc_starts  int32 [M]   offset of each <|bos|>
-    domain_ids  uint8 [M]   index into DOMAINS
+    domain_ids  uint8 [M]   index into ALL_DOMAINS
     bits        float64 [M] exact surprisal of the document, its domain's choice included
 Metadata: generator and tokenizer versions, so that a shard read with another vocabulary is refused.
 """
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from minids3.data import corpora
-from minids3.data.corpora import DOMAINS, Document
+from minids3.data.corpora import ALL_DOMAINS, Document
 from minids3.data.files import REBUILD, DataError, write_atomic
 from minids3.data.tokenizer import Tokenizer
 
@@ -52,7 +52,7 @@ def tokenize_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> A
     return Arrays(
         tokens=flat.astype(narrow),
         doc_starts=np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int32),
-        domain_ids=np.array([DOMAINS.index(d.domain) for d in documents], dtype=np.uint8),
+        domain_ids=np.array([ALL_DOMAINS.index(d.domain) for d in documents], dtype=np.uint8),
         bits=np.array([d.bits for d in documents], dtype=np.float64),
     )
 

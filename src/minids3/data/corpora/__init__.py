@@ -2,7 +2,8 @@
 
 `stories` (two things moved between places, then a question), `arithmetic` (worked column by
 column), `code` (functions with a docstring and asserts that execute) and `facts` (questions about
-an invented world). Everything is seeded: the same call gives the same documents on every machine.
+an invented world). A fifth, `notes` (numbers to look up in the text itself), belongs to the endless
+stream alone. Everything is seeded: the same call gives the same documents on every machine.
 
 The first words differ between the domains, so a text belongs to at most one of them, and the
 surprisal of a document drawn from the mixture is exactly -log2 P(domain) + bits within the
@@ -13,22 +14,28 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from minids3.data import grammar
-from minids3.data.corpora import arithmetic, code, facts, stories
+from minids3.data.corpora import arithmetic, code, facts, notes, stories
 from minids3.data.grammar import Choice
 
 DOMAINS = ("stories", "arithmetic", "code", "facts")
+ALL_DOMAINS = (*DOMAINS, "notes")
 PROGRAMS: dict[str, grammar.Program] = {
     "stories": stories.program,
     "arithmetic": arithmetic.program,
     "code": code.program,
     "facts": facts.program,
+    "notes": notes.program,
 }
 # Inversely proportional to the mean tokens of a document, so that domains get about equal tokens.
 PROBABILITIES: dict[str, float] = {"stories": 0.19, "arithmetic": 0.26, "code": 0.27, "facts": 0.28}
+# The endless stream's: as above, with every ninth token or so from the notes.
+STREAM_PROBABILITIES: dict[str, float] = {
+    "stories": 0.175, "arithmetic": 0.24, "code": 0.245, "facts": 0.255, "notes": 0.085,
+}  # fmt: skip
 VERSION = "1"  # of the generators: raise it when any document changes
 
 
@@ -77,18 +84,29 @@ def trace(domain: str, text: str) -> tuple[Choice, ...]:
     return grammar.trace(_program(domain), text)
 
 
+def draw(rng: random.Random, probabilities: Mapping[str, float] | None = None) -> Document:
+    """Draw one document of a mixture; `bits` includes the domain's choice.
+
+    Args:
+        rng: only its `random()` is used, which is stable across Pythons.
+        probabilities: domain -> probability, summing to one; `PROBABILITIES` by default.
+    """
+    probabilities = PROBABILITIES if probabilities is None else probabilities
+    threshold, reached = rng.random(), 0.0
+    for domain, probability in probabilities.items():  # noqa: B007  the last one is kept
+        reached += probability
+        if threshold < reached:
+            break
+    text, bits, choices = grammar.sample(_program(domain), rng)
+    return Document(text, domain, bits - math.log2(probability), choices)
+
+
 def mixture(n: int, seed: int = 0) -> Iterator[Document]:
     """Draw `n` documents, domains by `PROBABILITIES`; `bits` includes the domain's choice."""
     _require_count(n)
     rng = random.Random(f"mixture:{seed}")
     for _ in range(n):
-        threshold, reached = rng.random(), 0.0
-        for domain in DOMAINS:
-            reached += PROBABILITIES[domain]
-            if threshold < reached:
-                break
-        text, bits, choices = grammar.sample(PROGRAMS[domain], rng)
-        yield Document(text, domain, bits - math.log2(PROBABILITIES[domain]), choices)
+        yield draw(rng)
 
 
 def mixture_entropy() -> float:
