@@ -133,7 +133,7 @@ def test_block_scales_multiply():
 
 
 def test_the_layout_of_the_released_checkpoint():
-    """Counts of the Hub's metadata (facts section 1): FP8 weights, scales, what stays BF16."""
+    """Counts of the Hub's metadata [C-files]: FP8 weights, scales, what stays BF16."""
     fp8 = bf16 = fp32 = weights = scales = 0
     for entry in hf_layout(get_config("v3_671b")):
         count = torch.Size(entry.shape).numel()

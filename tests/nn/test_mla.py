@@ -126,7 +126,7 @@ def test_the_rotary_key_is_not_normalised():
 
 
 def test_published_yarn_numbers():
-    """TR section 4.3 and facts section 2: mscale, softmax scale, ends of the ramp."""
+    """TR section 4.3 and [C-scale]: mscale, softmax scale, ends of the ramp."""
     assert yarn_mscale(40) == pytest.approx(1.36889, abs=1e-5)
     assert attention_scale(get_config("v3_671b", rope_factor=1.0)) == pytest.approx(
         0.07217, abs=1e-5

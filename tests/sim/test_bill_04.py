@@ -18,7 +18,7 @@ def test_line_04_by_hand():
     scores = 61 * 128 * (192 + 128) * 4096 // 2
     by_hand = 6 * (weights + scores)
     assert line.value == pytest.approx(by_hand / 1e9, rel=1e-12)
-    assert line.value == pytest.approx(250.4, abs=0.05)  # facts section 5
+    assert line.value == pytest.approx(250.4, abs=0.05)  # [C-flops]
     assert line.gpu_hours == pytest.approx(by_hand * 14.8e12 / 385e12 / 3600, rel=1e-12)
     assert line.dollars == 2 * line.gpu_hours
 

@@ -5,7 +5,7 @@ import pytest
 from minids3.sim import bill
 from minids3.sim.bill.lines_09 import STEP_SECONDS, gemm_seconds
 
-# Facts section 1: matmul weights without head and router, the products of linear layers.
+# [C-params]: matmul weights without head and router, the products of linear layers.
 WEIGHTS = 36_624.6e6 - 926.679e6 - 106.4e6
 
 

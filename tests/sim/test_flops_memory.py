@@ -1,4 +1,4 @@
-"""FLOPs and bytes against the published and the counted figures of facts.md."""
+"""FLOPs and bytes against the published and the counted figures of notebooks/sources.md."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_llama_405b_flops():
         num_key_value_heads=8,
         head_dim=128,
     )
-    # facts section 5: 2473 counted, 2448 printed by ISCA.
+    # [ISCA-t2-flops]: 2473 counted, 2448 printed by ISCA.
     assert flops.training_flops_per_token(llama, 4096) / 1e9 == pytest.approx(2473, abs=1)
     assert memory.kv_cache_bytes_per_token(llama) == 516_096
 

@@ -63,7 +63,7 @@ def test_v3_activated():
 
 
 def _v3_shapes_by_name(layers: int, dense: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the released checkpoint's tensors (facts section 8), written out by name."""
+    """Shapes of the released checkpoint's tensors [HF-names], written out by name."""
     shapes: dict[str, tuple[int, ...]] = {
         "embed": (129280, 7168),
         "head": (129280, 7168),

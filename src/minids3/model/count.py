@@ -37,8 +37,8 @@ def _activated_experts(model: Transformer, name: str, experts: Experts) -> int:
 def activated_parameters(model: Transformer, embedding: bool = True, head: bool = True) -> int:
     """Parameters of the main model that one token passes through: K of E routed experts.
 
-    37.552B for V3, 36.626B without the embedding lookup, 35.699B without the head too (facts
-    section 1); a head tied to the embedding is counted once.
+    37.552B for V3, 36.626B without the embedding lookup, 35.699B without the head too
+    [C-activated]; a head tied to the embedding is counted once.
     """
     total = 0
     for name, module in _parts(model, False):
@@ -82,7 +82,7 @@ def training_flops_per_token(
 ) -> float:
     """FLOPs of forward and backward for one token: 6 for every weight it is multiplied by.
 
-    250.4 GFLOP for V3, causal, S = 4096 (facts section 5). Norms, softmax and the embedding lookup
+    250.4 GFLOP for V3, causal, S = 4096 [C-flops]. Norms, softmax and the embedding lookup
     multiply no matrix and are left out.
     """
     weights = 0

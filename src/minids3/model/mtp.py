@@ -24,7 +24,7 @@ class MTPModule(nn.Module):
 
     Two choices where the sources disagree, both those under which the released weights work: the
     projection takes ``[embedding | hidden]``, the reverse of TR eq. 21, and the hidden vector comes
-    after the final norm (facts section 8, gotchas 1 and 2).
+    after the final norm [HF-mtp-order] [HF-mtp-norm].
     """
 
     def __init__(self, cfg: ModelConfig, depth: int) -> None:

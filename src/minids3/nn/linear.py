@@ -3,7 +3,7 @@
 What becomes FP8 is a short list with reasons (TR section 3.3.1): every linear layer and expert of
 the blocks. What does not: embedding and output head, the gate (choosing is a comparison of close
 numbers), norms, the attention core, and the MTP modules' ``eh_proj``, which the released
-checkpoints keep in BF16 too (facts section 8).
+checkpoints keep in BF16 too [HF-fp8-names].
 
 Parameters keep their names and stay what they were, in fp32 when the model is: they are the master
 weights. A converted model has the state of the plain one, so checkpoints go both ways.

@@ -129,7 +129,7 @@ class LatentAttention(nn.Module):
         """Whether the absorbed path takes fewer multiply-adds, per head, for T queries on S keys.
 
         Naive: T*S*(dn + R + dv) and the expansion S*C*(dn + dv). Absorbed: T*S*(2C + R) and the
-        folding T*C*(dn + dv). For V3 and one query the first is dearer at any S (facts section 2).
+        folding T*C*(dn + dv). For V3 and one query the first costs more at any S [C-absorb].
         """
         pairs, expand = n_queries * n_keys, self.rank * (self.nope + self.v_dim)
         naive = pairs * (self.nope + self.rope + self.v_dim) + n_keys * expand

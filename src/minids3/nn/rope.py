@@ -41,7 +41,7 @@ def model_rope_tables(cfg: ModelConfig) -> tuple[Tensor, Tensor]:
 def attention_scale(cfg: ModelConfig) -> float:
     """Factor on the scores: head width to the -1/2, under YaRN times mscale squared.
 
-    0.07217 for V3, 0.13523 with its YaRN (facts section 2). As in Hugging Face's code the factor
+    0.07217 for V3, 0.13523 with its YaRN [C-scale]. As in Hugging Face's code the factor
     belongs to the configuration; the released code adds it only beyond 4,096 positions.
     """
     scale = cfg.qk_head_dim**-0.5

@@ -1,7 +1,7 @@
 """A linear layer whose three products take E4M3 operands, and the same for grouped experts.
 
 Autograd through casts is not the recipe: forward and backward round different tensors, in different
-tiles. So both are written out (facts: TR section 3.3)::
+tiles. So both are written out (TR section 3.3)::
 
     fprop   quantise x (1 x 128) and W (128 x 128), multiply; keep x and W as E4M3 for later
     dgrad   quantise dy (1 x 128), multiply by the kept W

@@ -3,8 +3,7 @@
 One multiply-accumulate is 2 FLOPs; a backward pass costs two forward passes; hence 6 per weight.
 A weight here is one that a token is multiplied by: activated experts only, the output head, but
 neither the embedding lookup nor norms. Attention's score and value products have no weights, so
-6N misses them. (facts section 5 [C]: 250.4 GF causal, 281.2 full, 219.7 plain at S = 4096 for
-V3.)
+6N misses them. At S = 4096 V3 has 250.4 GF causal, 281.2 full, 219.7 plain [C-flops].
 """
 
 from __future__ import annotations

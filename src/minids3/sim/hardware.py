@@ -4,8 +4,7 @@ A figure tagged ``MEM`` was written down from memory and never checked against a
 may be used in a plot, and the plot has to say so. ``None`` means that no source at hand gives the
 figure.
 
-Source tags: TR = DeepSeek-V3 technical report (arXiv 2412.19437); ISCA = the hardware paper
-(arXiv 2505.09343v2); C = computed from other figures.
+Source tags (TR, ISCA, C, MEM) are those of notebooks/sources.md.
 """
 
 from __future__ import annotations

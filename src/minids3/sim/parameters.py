@@ -1,8 +1,8 @@
 """Parameters of a configuration, component by component, without building a model.
 
-The released model's numbers come out to the digit (facts: 671,026,404,352; MTP 11,610,067,968).
-Router biases are counted apart: they steer the choice of experts and are never trained by a
-gradient.
+The released model's numbers come out to the digit: 671,026,404,352 [C-params] and 11,610,067,968
+for MTP [C-mtp-params]. Router biases are counted apart: they steer the choice of experts and are
+never trained by a gradient.
 """
 
 from __future__ import annotations

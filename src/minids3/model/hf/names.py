@@ -2,7 +2,7 @@
 
 The layout is read off the model itself, built on the meta device, so there is no second list of
 shapes to keep in step. Predicted for the released configuration it gives the released files: 46,183
-weights and 45,808 scales (facts section 1).
+weights and 45,808 scales [C-files].
 """
 
 from __future__ import annotations

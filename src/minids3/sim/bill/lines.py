@@ -1,6 +1,6 @@
 """The entries themselves, each computed from the released model's configuration.
 
-Published constants (facts section 5): 14.8T tokens [TR], 2,664K H800-hours of pre-training and
+Published constants: 14.8T tokens [TR-tokens], 2,664K H800-hours of pre-training and
 2,788K in all [TR table 1], an assumed $2 an hour [TR table 1], 385 TFLOPS achieved per GPU,
 causal, 38.94 % of the BF16 peak [ISCA table 4].
 """
