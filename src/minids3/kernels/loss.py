@@ -6,8 +6,8 @@ together (the online softmax of ``kernels/softmax.py``), and a second time to wr
 onehot, the gradient. A row of V3 fits into no multiprocessor, so what the L2 cache has lost by then
 is read twice. Written over the logits the gradient needs no memory of its own.
 
-The gradient is that of the mean (or of the sum), for a gradient 1 of the loss. ``scale_`` multiplies
-it by the real one afterwards, and touches nothing if that is 1, which it usually is.
+The gradient is that of the mean (or sum), for a gradient 1 of the loss. ``scale_`` multiplies it by
+the real one afterwards, and touches nothing if that is 1, which it usually is.
 """
 
 # ruff: noqa: ANN001, ANN202  (kernels' arguments have no Python types)

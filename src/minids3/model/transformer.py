@@ -6,7 +6,7 @@ parameters. What a layer is made of is decided in ``block``.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from minids3.config import ModelConfig
 from minids3.model.block import Block
 from minids3.model.mtp import MTPModule
 from minids3.nn import RMSNorm
+from minids3.nn.buffers import ExactBuffers
 from minids3.nn.rope import model_rope_tables
 from minids3.ops.loss import cross_entropy
 from minids3.ref.loss import IGNORE_INDEX, Reduction
@@ -32,15 +33,23 @@ class ModelCache(Protocol):
         ...
 
 
-class Transformer(nn.Module):
+class Transformer(ExactBuffers):
     """A causal language model built from a ``ModelConfig``.
 
     Parameters are drawn from N(0, initializer_range) as in TR section 4.2; norms start at one.
     Seed with ``torch.manual_seed`` before building to get the same model twice.
+
+    The rotary tables keep their fp32 through every cast of the model.
     """
+
+    exact_buffers: ClassVar[tuple[str, ...]] = ("rope_cos", "rope_sin")
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if not isinstance(config, ModelConfig):
+            raise TypeError(
+                f"config must be a ModelConfig, got {config!r}: get_config('mini') gives one"
+            )
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
@@ -51,10 +60,14 @@ class Transformer(nn.Module):
         self.mtp = nn.ModuleList(
             MTPModule(config, k + 1) for k in range(config.num_nextn_predict_layers)
         )
-        cos, sin = model_rope_tables(config)
+        self.reset_exact_buffers()
+        self.reset_parameters()
+
+    def reset_exact_buffers(self) -> None:
+        """Make the rotary tables of all positions."""
+        cos, sin = model_rope_tables(self.config)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
-        self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minids3.config import ModelConfig
+from minids3.nn.buffers import ExactBuffers
 
 __all__ = ["Gate", "Routing", "record_routing"]
 
@@ -28,13 +29,15 @@ class Routing(NamedTuple):
     scores: Tensor
 
 
-class Gate(nn.Module):
+class Gate(ExactBuffers):
     """Score all experts, choose with the bias, weigh without it (TR eq. 12-16).
 
     The bias is a buffer and stays fp32 whatever the model is cast to: no gradient trains it, the
     load does (``train.balance``), in steps of 0.001 that bf16 could not add to 0.5. Scores are
     computed in fp32 for the same reason: choosing is a comparison of close numbers.
     """
+
+    exact_buffers: ClassVar[tuple[str, ...]] = ("expert_bias",)
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -43,8 +46,13 @@ class Gate(nn.Module):
         self.scoring_func = cfg.scoring_func
         self.normalize, self.route_scale = cfg.norm_topk_prob, cfg.routed_scaling_factor
         self.weight = nn.Parameter(torch.empty(cfg.n_routed_experts, cfg.hidden_size))
-        self.register_buffer("expert_bias", torch.zeros(cfg.n_routed_experts, dtype=torch.float32))
+        self.reset_exact_buffers()
         nn.init.normal_(self.weight, std=cfg.initializer_range)
+
+    def reset_exact_buffers(self) -> None:
+        """Start with no preference among the experts."""
+        zeros = torch.zeros(self.weight.shape[0], dtype=torch.float32)
+        self.register_buffer("expert_bias", zeros)
 
     def forward(self, x: Tensor) -> Routing:
         """Route ``x [..., D]``: K experts and weights for each vector."""
@@ -67,14 +75,6 @@ class Gate(nn.Module):
             kept.scatter_(-1, best.topk(self.topk_group, -1).indices, True)
             choice = groups.masked_fill(~kept[..., None], -torch.inf).flatten(-2)
         return choice.topk(self.top_k, -1).indices
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gate:
-        """Move the bias with the module, but never change its dtype."""
-        bias = self.expert_bias
-        super()._apply(fn, recurse)
-        if self.expert_bias.dtype != torch.float32:
-            self.expert_bias = bias.to(self.expert_bias.device)
-        return self
 
     def extra_repr(self) -> str:
         """Sizes for ``print(model)``."""

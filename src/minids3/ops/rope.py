@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from minids3.ops.backend import use_triton
-from minids3.ref.rope import apply_rope_ref
+from minids3.ref.rope import apply_rope_ref, check_tables
 
 __all__ = ["RopeFunction", "apply_rope"]
 
@@ -44,19 +44,23 @@ def apply_rope(
 
     Arguments, result and errors are those of ``minids3.ref.rope.apply_rope_ref``. Interleaved fp32
     pairs are complex numbers already lying in memory, so without Triton one complex product
-    replaces four real ones and a re-stacking; every other case goes through the reference.
+    replaces four real ones and a re-stacking; every other case goes through the reference, and so
+    do tables with positions of their own for every row, which the Triton kernel has not learnt.
 
     ``backend``: ``"triton"``; ``"ref"``; ``"auto"``, Triton for CUDA tensors, else PyTorch.
     """
-    if use_triton(x, backend):
+    if use_triton(x, backend) and not (backend == "auto" and cos.ndim > 2):
         return RopeFunction.apply(x, cos, sin, interleaved)
     plain = not interleaved or x.dtype != torch.float32 or x.device.type == "mps"
     if backend == "ref" or plain:
         return apply_rope_ref(x, cos, sin, interleaved)
-    if x.storage_offset() % 2 or any(stride % 2 for stride in x.stride()[:-1]):
-        x = x.contiguous()  # a pair that starts at an odd address is no complex number
+    check_tables(x, cos, sin)
+    # A pair at an odd address, or torn apart, is no complex number. contiguous() does not do here:
+    # it gives back a tensor that is contiguous already, odd address and all.
+    if x.storage_offset() % 2 or x.stride(-1) != 1 or any(s % 2 for s in x.stride()[:-1]):
+        x = x.clone(memory_format=torch.contiguous_format)
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+    return torch.view_as_real(pairs * torch.complex(cos.float(), sin.float())).flatten(-2)
 
 
 def _together(x: Tensor) -> Tensor:

@@ -16,7 +16,14 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["apply_rope_ref", "rope_frequencies", "rope_tables", "yarn_frequencies", "yarn_mscale"]
+__all__ = [
+    "apply_rope_ref",
+    "check_tables",
+    "rope_frequencies",
+    "rope_tables",
+    "yarn_frequencies",
+    "yarn_mscale",
+]
 
 
 def rope_frequencies(dim: int, theta: float = 10000.0) -> Tensor:
@@ -113,8 +120,8 @@ def apply_rope_ref(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True
 
     Args:
         x: ``[..., T, R]``, any floating dtype.
-        cos: ``[T, R // 2]``.
-        sin: ``[T, R // 2]``.
+        cos: ``[T, R // 2]``, or ``[B, 1, T, R // 2]`` for rows with positions of their own.
+        sin: as ``cos``.
         interleaved: pairs are (2j, 2j+1) if true, (j, j + R/2) if false. The layout is kept.
 
     Returns:
@@ -123,12 +130,7 @@ def apply_rope_ref(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True
     Raises:
         ValueError: the tables do not fit ``x``.
     """
-    steps, dim = x.shape[-2:]
-    if cos.shape != (steps, dim // 2) or sin.shape != cos.shape:
-        raise ValueError(
-            f"tables of shape {list(cos.shape)} and {list(sin.shape)} do not fit x "
-            f"{list(x.shape)}: both must be [{steps}, {dim // 2}]"
-        )
+    check_tables(x, cos, sin)
     if interleaved:
         first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     else:
@@ -136,3 +138,17 @@ def apply_rope_ref(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True
     rotated = first * cos - second * sin, first * sin + second * cos
     out = torch.stack(rotated, -1).flatten(-2) if interleaved else torch.cat(rotated, -1)
     return out.to(x.dtype)
+
+
+def check_tables(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Raise ``ValueError`` unless the tables have an angle for every pair of ``x [..., T, R]``."""
+    steps, half = x.shape[-2], x.shape[-1] // 2
+    rows = cos.shape[:-2]
+    fits = cos.ndim <= x.ndim and all(
+        n in (1, of) for n, of in zip(reversed(rows), reversed(x.shape[:-2]), strict=False)
+    )
+    if x.shape[-1] % 2 or cos.shape[-2:] != (steps, half) or sin.shape != cos.shape or not fits:
+        raise ValueError(
+            f"tables of shape {list(cos.shape)} and {list(sin.shape)} do not fit x "
+            f"{list(x.shape)}: both must be [{steps}, {half}], R even"
+        )
