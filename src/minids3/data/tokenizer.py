@@ -16,8 +16,21 @@ from pathlib import Path
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from minids3.data.bpe import BPE, BYTE_ORDER, N_SPECIALS, PATTERN, SPECIALS, Pair
-from minids3.data.files import DataError, write_atomic
+from minids3.data.bpe import (
+    BPE,
+    BYTE_ORDER,
+    N_SPECIALS,
+    PATTERN,
+    SPECIALS,
+    Pair,
+    check_text,
+    check_texts,
+    check_vocab_size,
+    token_id,
+)
+from minids3.data.files import DataError, read_json, write_atomic
+
+__all__ = ["FORMAT", "Tokenizer", "byte_characters", "train_merges"]
 
 FORMAT = "minids3-bpe-1"
 _SPECIAL = re.compile("(" + "|".join(re.escape(name) for name in SPECIALS) + ")")
@@ -44,11 +57,13 @@ def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 
 def train_merges(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> list[Pair]:
     """Learn merges with the `tokenizers` package, as pairs of ids; contract of `bpe.train_bpe`."""
+    check_vocab_size(vocab_size)
+    texts = list(check_texts(texts))  # checked here: the package's trainer swallows some errors
     backend = Backend(models.BPE())
     backend.pre_tokenizer = _pre_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        min_frequency=min_frequency,
+        min_frequency=max(min_frequency, 0),
         special_tokens=list(SPECIALS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -65,13 +80,16 @@ class Tokenizer:
 
     Args:
         merges: pairs of token ids in the order they were learned.
+
+    Raises:
+        TypeError, ValueError: as `bpe.BPE`; also if two merges make the same token.
     """
 
     bos_id, eos_id, pad_id, user_id, assistant_id, fim_begin_id, fim_hole_id, fim_end_id = range(8)
 
     def __init__(self, merges: Sequence[Pair]) -> None:
-        self.merges = [(int(left), int(right)) for left, right in merges]
-        self._bpe = BPE(self.merges)
+        self._bpe = BPE(merges)
+        self.merges = list(self._bpe.merges)
         characters = byte_characters()
         names = list(SPECIALS) + [
             "".join(characters[byte] for byte in token)
@@ -107,12 +125,7 @@ class Tokenizer:
             TypeError: if `text` is not a string.
             ValueError: if it holds lone surrogates, which UTF-8 cannot write.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"encode wants a string, got {type(text).__name__}")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text is not valid Unicode at character {error.start}") from None
+        check_text(text)
         ids = [self.bos_id] if bos else []
         for part in _SPECIAL.split(text) if allow_special else (text,):
             if allow_special and part in SPECIALS:
@@ -122,24 +135,30 @@ class Tokenizer:
         return ids + ([self.eos_id] if eos else [])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many texts, without control tokens."""
-        return [encoding.ids for encoding in self.backend.encode_batch(list(texts))]
+        """Token ids of many texts, without control tokens.
+
+        Raises:
+            TypeError: if `texts` is a single string or holds something else.
+            ValueError: if a text holds lone surrogates, which UTF-8 cannot write.
+        """
+        checked = list(check_texts(texts))
+        return [encoding.ids for encoding in self.backend.encode_batch(checked)]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of token ids; control tokens are left out, or written by name.
 
         Raises:
+            TypeError: if an id is no integer.
             ValueError: for an id outside the vocabulary.
         """
+        checked = (token_id(i, self.vocab_size) for i in ids)
         return b"".join(
-            b"" if skip_special and i < N_SPECIALS else self.token_bytes(i) for i in map(int, ids)
+            b"" if skip_special and i < N_SPECIALS else self._bpe.token_bytes[i] for i in checked
         ).decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes one token stands for (the name, for a control token)."""
-        if not 0 <= token < self.vocab_size:
-            raise ValueError(f"token {token} is outside the vocabulary of {self.vocab_size}")
-        return self._bpe.token_bytes[token]
+        """The bytes one token stands for (the name, for a control token); errors as `decode`."""
+        return self._bpe.token_bytes[token_id(token, self.vocab_size)]
 
     def to_json(self) -> str:
         """The tokenizer as canonical JSON text."""
@@ -155,14 +174,15 @@ class Tokenizer:
     def load(cls, path: str | Path) -> Tokenizer:
         """Read a tokenizer file; DataError if it is not one."""
         path = Path(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"tokenizer file {path.name} is missing from {path.parent}") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path.name} is not a tokenizer file: {error}") from None
+        content = read_json(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise DataError(f"{path.name} is not a tokenizer file of format {FORMAT}")
-        if content["pattern"] != PATTERN or content["specials"] != list(SPECIALS):
+        if content.get("pattern") != PATTERN or content.get("specials") != list(SPECIALS):
             raise DataError(f"{path.name} was made for another pattern or other control tokens")
-        return cls([tuple(pair) for pair in content["merges"]])
+        merges = content.get("merges")
+        if not isinstance(merges, list):
+            raise DataError(f"{path.name} has no list of merges")
+        try:
+            return cls(merges)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{path.name} is damaged: {error}") from None
