@@ -1,12 +1,14 @@
-"""minids3: a small DeepSeek-V3, built step by step and measured.
+"""A small DeepSeek-V3, built step by step and measured.
 
 The layers import each other in one direction only (a test reads the imports)::
 
     config, numerics -> ref, kernels -> ops -> nn -> model
-        -> {train, infer, parallel, evals} -> viz -> course
+        -> {train, infer} -> viz -> {course, bench} -> grade
 
-``data`` and ``sim`` stand beside that chain. Importing ``minids3`` never needs Triton, a GPU,
-transformers or a network.
+``data`` and ``sim`` stand beside that chain; what commands share is in ``command``. Importing
+``minids3`` never needs Triton, a GPU, transformers or a network.
 """
+
+__all__ = ["__version__"]
 
 __version__ = "0.1.0"

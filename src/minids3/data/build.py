@@ -5,10 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from minids3.data import common_words, corpora
-from minids3.data.files import read_checksums, verify_file, write_atomic, write_checksums
+from minids3.data.files import (
+    check_writable,
+    read_checksums,
+    verify_file,
+    write_atomic,
+    write_checksums,
+)
 from minids3.data.loading import TOKENIZER_FILE
 from minids3.data.shards import shard_bytes, tokenize_documents
 from minids3.data.tokenizer import Tokenizer, train_merges
+
+__all__ = [
+    "SPLIT_SIZES",
+    "TOKENIZER_DOCUMENTS",
+    "TOKENIZER_SEED",
+    "VOCAB_SIZE",
+    "build",
+    "build_contents",
+    "tokenizer_texts",
+    "verify",
+]
 
 VOCAB_SIZE = 2048
 TOKENIZER_DOCUMENTS = 12_000
@@ -34,7 +51,12 @@ def build_contents() -> dict[str, bytes]:
 
 
 def build(folder: Path) -> list[str]:
-    """Write the data into a folder and return the names; other files there are kept."""
+    """Write the data into a folder and return the names; other files there are kept.
+
+    Raises:
+        OSError: if it cannot be written; found out before the work where possible.
+    """
+    check_writable(folder)
     contents = build_contents()
     for name, content in contents.items():
         write_atomic(folder / name, content)

@@ -5,6 +5,8 @@ The corpora use few words; with these the 2,048 tokens also cover a reader's own
 
 from __future__ import annotations
 
+__all__ = ["ENGLISH", "PYTHON", "texts"]
+
 ENGLISH = """
 the of and to in is that it was for on are with as his they be at one have this from or had by but
 some what there we can out other were all your when up use word how said an each she which do

@@ -33,6 +33,23 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Protocol
 
+__all__ = [
+    "Choice",
+    "Director",
+    "EntropyWalker",
+    "GrammarError",
+    "Program",
+    "Sampler",
+    "Scorer",
+    "entropy",
+    "entropy_bits",
+    "probabilities",
+    "sample",
+    "score",
+    "trace",
+    "zipf",
+]
+
 
 class GrammarError(RuntimeError):
     """The grammar itself is wrong: a choice whose options cannot be told apart."""

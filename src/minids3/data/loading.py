@@ -16,6 +16,16 @@ from minids3.data.files import data_dir, verify_file
 from minids3.data.shards import Arrays, read_shard
 from minids3.data.tokenizer import Tokenizer
 
+__all__ = [
+    "SPLITS",
+    "TOKENIZER_FILE",
+    "Split",
+    "as_split",
+    "entropy_floor",
+    "load_split",
+    "load_tokenizer",
+]
+
 SPLITS = ("train", "validation")
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -36,7 +46,7 @@ class Split:
         return len(self.doc_starts)
 
     def document(self, index: int) -> Tensor:
-        """Tokens of one document, <|bos|> and <|eos|> included."""
+        """Tokens of one document, <|bos|> and <|eos|> included; IndexError if there is none."""
         if not -self.n_documents <= index < self.n_documents:
             raise IndexError(f"document {index} of {self.n_documents}")
         index %= self.n_documents
@@ -74,15 +84,16 @@ def as_split(name: str, arrays: Arrays) -> Split:
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(path: Path) -> Tokenizer:
+def _tokenizer(path: Path, _checksum: str) -> Tokenizer:
+    """One tokenizer for each content of a file: a rebuilt one is read anew."""
     return Tokenizer.load(path)
 
 
 def load_tokenizer(folder: Path | str | None = None) -> Tokenizer:
     """The shipped tokenizer; DataError if its file is missing or damaged."""
     folder = Path(folder) if folder is not None else data_dir()
-    verify_file(folder, TOKENIZER_FILE)
-    return _tokenizer(folder / TOKENIZER_FILE)
+    checksum = verify_file(folder, TOKENIZER_FILE)
+    return _tokenizer((folder / TOKENIZER_FILE).absolute(), checksum)
 
 
 def load_split(
@@ -111,5 +122,10 @@ def entropy_floor(split: Split) -> float:
     expectation no model can have a lower mean loss on fresh documents; on one finite split a
     model may differ from it by chance only. A window that hides the beginning of a document can
     only raise a model's loss.
+
+    Raises:
+        ValueError: if the split has no token to predict.
     """
+    if len(split.tokens) < 2:
+        raise ValueError(f"split {split.name!r} has {len(split.tokens)} tokens: nothing to predict")
     return float(split.bits.sum()) * math.log(2) / (len(split.tokens) - 1)

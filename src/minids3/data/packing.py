@@ -18,6 +18,8 @@ from torch import Tensor
 
 from minids3.data.loading import Split
 
+__all__ = ["PackedBatches", "pack", "rows"]
+
 
 def pack(split: Split, order: Tensor) -> Tensor:
     """The tokens of the documents in the given order [M], one after the other."""
@@ -29,8 +31,10 @@ def pack(split: Split, order: Tensor) -> Tensor:
 
 def rows(stream: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
     """Cut a stream [N] into inputs and targets [R, T], R = (N - 1) // T; targets are one ahead."""
+    if seq_len < 1:
+        raise ValueError(f"seq_len must be positive, got {seq_len}")
     count = (len(stream) - 1) // seq_len
-    if count == 0:
+    if count < 1:
         raise ValueError(f"{len(stream)} tokens are too few for one row of {seq_len} + 1")
     inputs = stream[: count * seq_len].view(count, seq_len)
     targets = stream[1 : count * seq_len + 1].view(count, seq_len)
@@ -46,11 +50,19 @@ class PackedBatches:
         seq_len: predicted positions T of a row.
         seed: order of the documents.
         shuffle: False keeps the documents in their order (validation).
+
+    Raises:
+        TypeError: if a number is not a whole one.
+        ValueError: if it is not positive, or the split is shorter than a row.
     """
 
     def __init__(
         self, split: Split, batch_size: int, seq_len: int, seed: int = 0, shuffle: bool = True
     ) -> None:
+        numbers = {"batch_size": batch_size, "seq_len": seq_len, "seed": seed}
+        for name, number in numbers.items():
+            if not isinstance(number, int):
+                raise TypeError(f"{name} must be a whole number, got {number!r}")
         if batch_size < 1 or seq_len < 1:
             raise ValueError(
                 f"batch_size and seq_len must be positive, got {batch_size}, {seq_len}"
@@ -58,7 +70,7 @@ class PackedBatches:
         self.split, self.batch_size, self.seq_len = split, batch_size, seq_len
         self.seed, self.shuffle = seed, shuffle
         self.rows_per_epoch = (len(split.tokens) - 1) // seq_len
-        if self.rows_per_epoch == 0:
+        if self.rows_per_epoch < 1:
             raise ValueError(
                 f"split {split.name!r} has {len(split.tokens)} tokens, "
                 f"too few for one row of {seq_len} + 1"

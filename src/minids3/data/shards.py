@@ -10,12 +10,13 @@ Metadata: generator and tokenizer versions, so that a shard read with another vo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from minids3.data import corpora
@@ -23,7 +24,16 @@ from minids3.data.corpora import ALL_DOMAINS, Document
 from minids3.data.files import REBUILD, DataError, write_atomic
 from minids3.data.tokenizer import Tokenizer
 
+__all__ = ["FORMAT", "Arrays", "read_shard", "shard_bytes", "tokenize_documents", "write_shard"]
+
 FORMAT = "minids3-shard-1"
+# Array -> the dtypes it may have.
+LAYOUT = {
+    "tokens": (np.uint16, np.int32),
+    "doc_starts": (np.int32,),
+    "domain_ids": (np.uint8,),
+    "bits": (np.float64,),
+}
 
 
 @dataclass(frozen=True)
@@ -81,23 +91,52 @@ def read_shard(path: Path, tokenizer: Tokenizer) -> Arrays:
     """Read a shard.
 
     Raises:
-        DataError: if it is missing, not a shard, or was made with another tokenizer.
+        DataError: if it is missing, not a shard, damaged, or was made with another tokenizer.
     """
     if not path.is_file():
         raise DataError(f"data file {path.name} is missing from {path.parent}: run '{REBUILD}'")
     try:
         with safe_open(path, framework="np") as file:
             note = (file.metadata() or {}).get("minids3", "")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # the package raises a dozen kinds for files it cannot read
         raise DataError(f"{path.name} cannot be read ({error}): run '{REBUILD}'") from None
-    if not note.startswith(FORMAT + ";"):
+    made_with = re.fullmatch(rf"{FORMAT};(?:[^;]*;)*tokenizer=([0-9a-f]{{64}})", note)
+    if made_with is None:
         raise DataError(f"{path.name} is not a shard of format {FORMAT}: run '{REBUILD}'")
-    made_with = dict(part.split("=") for part in note.split(";")[1:])["tokenizer"]
-    if made_with != tokenizer.checksum:
+    if made_with[1] != tokenizer.checksum:
         raise DataError(
-            f"wrong vocabulary: {path.name} was made with tokenizer {made_with[:12]}..., but the "
-            f"one given is {tokenizer.checksum[:12]}...; use the tokenizer.json beside it or run "
-            f"'{REBUILD}'"
+            f"wrong vocabulary: {path.name} was made with tokenizer {made_with[1][:12]}..., but "
+            f"the one given is {tokenizer.checksum[:12]}...; use the tokenizer.json beside it or "
+            f"run '{REBUILD}'"
         )
-    return Arrays(**{name: arrays[name] for name in ("tokens", "doc_starts", "domain_ids", "bits")})
+    wrong = _fault(found, tokenizer)
+    if wrong:
+        raise DataError(f"{path.name} is damaged, {wrong}: run '{REBUILD}'")
+    return Arrays(**found)
+
+
+def _fault(found: dict[str, np.ndarray], tokenizer: Tokenizer) -> str:
+    """What contradicts the layout in the module's docstring; empty if nothing does."""
+    if set(found) != set(LAYOUT):
+        return f"it holds {', '.join(sorted(found)) or 'nothing'} instead of {', '.join(LAYOUT)}"
+    for name, dtypes in LAYOUT.items():
+        array = found[name]
+        if array.ndim != 1 or array.dtype not in dtypes or len(array) == 0:
+            return f"{name} is {array.dtype} {list(array.shape)}"
+    tokens, starts = found["tokens"], found["doc_starts"].astype(np.int64)
+    if not len(starts) == len(found["domain_ids"]) == len(found["bits"]):
+        return "its arrays differ in their number of documents"
+    if starts[0] != 0 or np.any(np.diff(starts) < 2) or starts[-1] > len(tokens) - 2:
+        return "doc_starts do not cut the tokens into documents"
+    if tokens.min() < 0 or tokens.max() >= tokenizer.vocab_size:
+        return f"tokens lie outside the vocabulary of {tokenizer.vocab_size}"
+    if np.any(tokens[starts] != tokenizer.bos_id) or np.any(
+        tokens[np.append(starts[1:], len(tokens)) - 1] != tokenizer.eos_id
+    ):
+        return "a document does not begin with <|bos|> and end with <|eos|>"
+    if found["domain_ids"].max() >= len(ALL_DOMAINS):
+        return "domain_ids name a domain that does not exist"
+    if not np.all(np.isfinite(found["bits"]) & (found["bits"] >= 0)):
+        return "bits hold what is no surprisal"
+    return ""
