@@ -30,6 +30,10 @@ def _swiglu_fwd_kernel(
     blocks_per_row,
     BLOCK: tl.constexpr,
 ):
+    """out = silu(g) u = g / (1 + exp(-g)) u, element by element.
+
+    gate g, up u [rows, n_cols], rows row_stride apart; out [rows, n_cols] without gaps.
+    """
     program = tl.program_id(0).to(tl.int64)
     row = program // blocks_per_row
     col = (program % blocks_per_row) * BLOCK + tl.arange(0, BLOCK)
@@ -53,6 +57,11 @@ def _swiglu_bwd_kernel(
     blocks_per_row,
     BLOCK: tl.constexpr,
 ):
+    """dg = dy u (s + g s (1 - s)),  du = dy g s,  with s = sigmoid(g).
+
+    grad dy [rows, n_cols] without gaps; gate g, up u, dgate dg, dup du likewise but rows
+    row_stride apart.
+    """
     program = tl.program_id(0).to(tl.int64)
     row = program // blocks_per_row
     col = (program % blocks_per_row) * BLOCK + tl.arange(0, BLOCK)

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minids3.command import Parser, demand, run
 from minids3.kernels.source import locate
 
 __all__ = ["TARGETS", "CompileError", "Inspection", "Spec", "inspect", "matrix", "specs"]
@@ -41,7 +42,7 @@ class CompileError(RuntimeError):
 
 @dataclass(frozen=True)
 class Spec:
-    """How to compile a kernel, and what to find in it.
+    """A kernel with its constants settled: how to launch or compile it, and what to find in it.
 
     signature: type of each argument that is no constexpr, such as ``"*bf16"`` or ``"i32"``.
     constexprs: their values. divisible: integer arguments known to be multiples of 16.
@@ -59,6 +60,16 @@ class Spec:
     expects: Mapping[str, str] = field(default_factory=dict)
     targets: Sequence[str] = TARGETS
     max_spill_bytes: int = 0
+
+    def launch(self, grid: tuple[int, ...], *args: Any) -> None:
+        """Run the kernel with these constants, warps and stages.
+
+        ``args`` stand in the order of the kernel's parameters and bring their own types; those of
+        ``signature`` are for compiling, where there are no arguments.
+        """
+        self.kernel[grid](
+            *args, **self.constexprs, num_warps=self.num_warps, num_stages=self.num_stages
+        )
 
 
 def operand(kind: str, tile: tuple[int, int] | None = None) -> str:
@@ -292,10 +303,11 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 
 def _report(contains: str) -> int:
+    demand("triton", "compiling kernels")
     chosen = specs(contains)
     if not chosen:
-        print(f"no kernel's name contains {contains!r}", file=sys.stderr)
-        return 2
+        names = ", ".join(s.name for s in specs())
+        raise ValueError(f"no kernel's name contains {contains!r}; there are {names}")
     bad = 0
     print(f"{'kernel':34} {'target':7} {'registers':>9} {'shared':>8} {'spilled':>8}  tensor cores")
     for spec, target, result in matrix(chosen):
@@ -315,8 +327,10 @@ def _report(contains: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the compile matrix; 1 if a cell has a fault."""
-    parser = argparse.ArgumentParser(prog="python -m minids3.kernels.compile")
+    """Print the compile matrix; 1 if a cell has a fault, 2 if nothing can be compiled."""
+    parser = Parser(
+        prog="python -m minids3.kernels.compile", description="Compile kernels without a GPU."
+    )
     parser.add_argument(
         "contains", nargs="?", default="", help="only kernels with this in the name"
     )
@@ -324,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.child:
         return _child()
-    return _report(args.contains)
+    return run(lambda: _report(args.contains))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ the fp16 units multiply. For a T4 Triton emits no tensor-core instruction: right
 # ruff: noqa: ANN001, ANN202  (kernels' arguments have no Python types)
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,6 +69,12 @@ def _fp8_gemm_kernel(
     NATIVE: tl.constexpr,
     TILES: tl.constexpr,
 ):
+    """y[m, n] = sum_t sa[m, t] sb[n, t] sum_(k in t) a[m, k] b[n, k], with t the tiles of 128 k.
+
+    a [M, K] and b [N, K] E4M3, y [M, N]. a_scale [M, K/128]; b_scale [N/128, K/128] if B_BLOCKS,
+    else [N, K/128]. EVEN_K: BLOCK_K divides K, so no masks. NATIVE: E4M3 is multiplied as such.
+    TILES: a_ptr and b_ptr are tensor descriptors.
+    """
     m_tile, n_tile = place_of(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP_M)
     k_tiles = tl.cdiv(K, 128)
     rows = m_tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -147,11 +156,14 @@ def fp8_gemm_nt(
     a, b = _aligned(a), _aligned(b)
     k = a.shape[1]
     native = fp8_mode(a.device) == "native"
-    block_m, block_n, block_k, warps, stages = _config(a.device, native, blocks)
+    config = _config(a.device, native, blocks)
+    block_m, block_n, block_k = config[:3]
     if not native:
         a, b = a.view(torch.uint8), b.view(torch.uint8)
     tiles = copy_engine(a, b)
-    _fp8_gemm_kernel[(cdiv(m, block_m) * cdiv(n, block_n),)](
+    spec = _settle(config, native, k % block_k == 0, blocks, tiles)
+    spec.launch(
+        (cdiv(m, block_m) * cdiv(n, block_n),),
         in_tiles(a, block_m, block_k) if tiles else a,
         a_scale,
         in_tiles(b, block_n, block_k) if tiles else b,
@@ -160,16 +172,6 @@ def fp8_gemm_nt(
         m,
         n,
         k,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        BLOCK_K=block_k,
-        GROUP_M=GROUP_M,
-        EVEN_K=k % block_k == 0,
-        B_BLOCKS=blocks,
-        NATIVE=native,
-        TILES=tiles,
-        num_warps=warps,
-        num_stages=stages,
     )
     return out
 
@@ -200,16 +202,11 @@ def _config(device: torch.device, native: bool, blocks: bool) -> tuple[int, int,
     return _FP16 if capability(device) >= (8, 0) else _NO_CORES
 
 
-def _spec(
-    name: str,
-    config: tuple[int, int, int, int, int],
-    targets: tuple[str, ...],
-    *,
-    even: bool = True,
-    blocks: bool = True,
-    tiles: bool = False,
+@cache
+def _settle(
+    config: tuple[int, int, int, int, int], native: bool, even: bool, blocks: bool, tiles: bool
 ) -> Spec:
-    native = targets[0] in _CORES_FP8
+    """The kernel with all its constants: what is launched is what ``SPECS`` compiles."""
     block_m, block_n, block_k, warps, stages = config
     kind = "fp8e4nv" if native else "u8"
     signature = {
@@ -220,7 +217,7 @@ def _spec(
     }
     signature |= {"y_ptr": "*bf16" if blocks else "*fp32", "M": "i32", "N": "i32", "K": "i32"}
     return Spec(
-        name,
+        "fp8_gemm",
         _fp8_gemm_kernel,
         signature,
         {
@@ -236,9 +233,22 @@ def _spec(
         warps,
         stages,
         ("M", "N", "K") if even else ("K",),
-        expects=_CORES_FP8 if native else {"sm_80": r"mma\.sync.*f16"},
-        targets=targets,
     )
+
+
+def _spec(
+    name: str,
+    config: tuple[int, int, int, int, int],
+    targets: tuple[str, ...],
+    *,
+    even: bool = True,
+    blocks: bool = True,
+    tiles: bool = False,
+) -> Spec:
+    native = targets[0] in _CORES_FP8
+    expects = _CORES_FP8 if native else {"sm_80": r"mma\.sync.*f16"}
+    settled = _settle(config, native, even, blocks, tiles)
+    return replace(settled, name=name, targets=targets, expects=expects)
 
 
 _CORES_FP8 = {"sm_89": r"mma\.sync.*e4m3", "sm_90": r"wgmma.*e4m3", "sm_100": r"tcgen05\.mma"}

@@ -13,6 +13,8 @@ the real one afterwards, and touches nothing if that is 1, which it usually is.
 # ruff: noqa: ANN001, ANN202  (kernels' arguments have no Python types)
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,6 @@ from minids3.kernels.launch import cdiv, check_tensors
 __all__ = ["SPECS", "cross_entropy_fwd_bwd", "scale_"]
 
 _LONGEST_BLOCK = 8192
-_SCALE_BLOCK = 4096
 
 
 @jit
@@ -38,6 +39,11 @@ def _cross_entropy_kernel(
     GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """loss[i] = log sum_j exp(x[i, j]) - x[i, y_i];  dx[i, j] = (softmax(x)[i, j] - [j = y_i]) / n.
+
+    logits x and grad dx [N, V = n_cols], which may be one and the same; targets y [N]; counted n
+    [1]; loss [N]. Both are 0 where y_i = ignore_index. One program a row, in blocks of BLOCK.
+    """
     row = tl.program_id(0).to(tl.int64)
     base = row * n_cols
     target = tl.load(targets_ptr + row)
@@ -89,6 +95,7 @@ def _cross_entropy_kernel(
 
 @jit
 def _scale_kernel(x_ptr, factor_ptr, n, BLOCK: tl.constexpr):
+    """x[i] = factor x[i], in place; x [n], factor [1]."""
     factor = tl.load(factor_ptr).to(tl.float32)
     if factor != 1.0:
         i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -136,19 +143,9 @@ def cross_entropy_fwd_bwd(
     loss = torch.empty(n_rows, dtype=torch.float32, device=logits.device)
     grad = (logits if in_place else torch.empty_like(logits)) if gradient else None
     if logits.numel():
-        block = min(1 << (n_cols - 1).bit_length(), _LONGEST_BLOCK)
-        _cross_entropy_kernel[(n_rows,)](
-            logits,
-            targets,
-            counted,
-            loss,
-            logits if grad is None else grad,
-            n_cols,
-            ignore_index,
-            GRADIENT=gradient,
-            BLOCK=block,
-            num_warps=min(max(block // 512, 1), 16),
-        )
+        spec = _cross_entropy(min(1 << (n_cols - 1).bit_length(), _LONGEST_BLOCK), gradient)
+        written = logits if grad is None else grad
+        spec.launch((n_rows,), logits, targets, counted, loss, written, n_cols, ignore_index)
     return loss.sum() / counted, grad
 
 
@@ -156,33 +153,30 @@ def scale_(x: Tensor, factor: Tensor) -> Tensor:
     """Multiply ``x`` in place by a scalar tensor; costs nothing if it holds 1. Returns ``x``."""
     check_tensors(x=x, factor=factor)
     if x.numel():
-        _scale_kernel[(cdiv(x.numel(), _SCALE_BLOCK),)](x, factor, x.numel(), BLOCK=_SCALE_BLOCK)
+        _SCALE.launch((cdiv(x.numel(), _SCALE.constexprs["BLOCK"]),), x, factor, x.numel())
     return x
 
 
-SPECS = (
-    Spec(
+@cache
+def _cross_entropy(block: int, gradient: bool) -> Spec:
+    rows = {"logits_ptr": "*bf16", "grad_ptr": "*bf16", "loss_ptr": "*fp32"}
+    choice = {"targets_ptr": "*i64", "counted_ptr": "*i64", "ignore_index": "i32"}
+    return Spec(
         "cross_entropy",
         _cross_entropy_kernel,
-        {
-            "logits_ptr": "*bf16",
-            "targets_ptr": "*i64",
-            "counted_ptr": "*i64",
-            "loss_ptr": "*fp32",
-            "grad_ptr": "*bf16",
-            "n_cols": "i32",
-            "ignore_index": "i32",
-        },
-        {"GRADIENT": True, "BLOCK": _LONGEST_BLOCK},
-        num_warps=16,
+        {**rows, **choice, "n_cols": "i32"},
+        {"GRADIENT": gradient, "BLOCK": block},
+        num_warps=min(max(block // 512, 1), 16),
         divisible=("n_cols",),
         expects={"sm_90": r"ld\.global\S*\.v4\.b32"},
-    ),
-    Spec(
-        "scale",
-        _scale_kernel,
-        {"x_ptr": "*bf16", "factor_ptr": "*fp32", "n": "i32"},
-        {"BLOCK": _SCALE_BLOCK},
-        divisible=("n",),
-    ),
+    )
+
+
+_SCALE = Spec(
+    "scale",
+    _scale_kernel,
+    {"x_ptr": "*bf16", "factor_ptr": "*fp32", "n": "i32"},
+    {"BLOCK": 4096},
+    divisible=("n",),
 )
+SPECS = (_cross_entropy(_LONGEST_BLOCK, True), _SCALE)

@@ -12,6 +12,10 @@ alternative, atomic additions into dw, takes one kernel less and gives other bit
 # ruff: noqa: ANN001, ANN202  (kernels' arguments have no Python types)
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,7 +26,6 @@ from minids3.kernels.launch import cdiv, check_tensors
 __all__ = ["SPECS", "WIDEST_ROW", "rms_norm_bwd", "rms_norm_fwd"]
 
 WIDEST_ROW = 16384
-_SUM_ROWS, _SUM_COLS = 32, 64
 
 
 @jit
@@ -37,6 +40,10 @@ def _rms_norm_fwd_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """y = x r w,  r = 1 / sqrt(mean_d(x^2) + eps).
+
+    x and y [M = n_rows, D = n_cols], weight w [D], rstd r [M]; ROWS rows a program, BLOCK >= D.
+    """
     start = tl.program_id(0).to(tl.int64) * ROWS
     row = tl.arange(0, ROWS)
     col = tl.arange(0, BLOCK)
@@ -63,6 +70,11 @@ def _rms_norm_bwd_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """dx = r (g w - x^ mean_d(g w x^)),  dw = sum_m g x^,  with x^ = x r.
+
+    grad g, x, dx [M = n_rows, D = n_cols], weight w [D], rstd r [M]. Row p of partial [P, D] is the
+    sum over the rows of program p; ROWS of them are in registers at once.
+    """
     program = tl.program_id(0).to(tl.int64)
     first = program * rows_per_program
     last = tl.minimum(first + rows_per_program, n_rows)
@@ -96,6 +108,7 @@ def _sum_rows_kernel(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
+    """out[j] = sum_i x[i, j], in one fixed order; x [n_rows, n_cols], out [n_cols]."""
     col = tl.program_id(0) * COLS + tl.arange(0, COLS)
     total = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(0, n_rows, ROWS):
@@ -124,10 +137,9 @@ def rms_norm_fwd(x: Tensor, weight: Tensor, eps: float = 1e-6) -> tuple[Tensor, 
     y = torch.empty_like(x)
     rstd = x.new_empty(x.shape[:-1], dtype=torch.float32)
     if x.numel():
-        rows, block, warps = _tile(n_cols)
-        _rms_norm_fwd_kernel[(cdiv(rstd.numel(), rows),)](
-            x, weight, y, rstd, rstd.numel(), n_cols, eps, ROWS=rows, BLOCK=block, num_warps=warps
-        )
+        spec = _forward(*_tile(n_cols))
+        grid = (cdiv(rstd.numel(), spec.constexprs["ROWS"]),)
+        spec.launch(grid, x, weight, y, rstd, rstd.numel(), n_cols, eps)
     return y, rstd
 
 
@@ -158,27 +170,14 @@ def rms_norm_bwd(grad: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple
     dx = torch.empty_like(x)
     dweight = torch.empty_like(weight)
     n_rows = rstd.numel()
-    rows, block, warps = _tile(n_cols, backward=True)
+    spec = _backward(*_tile(n_cols, backward=True))
+    rows = spec.constexprs["ROWS"]
     per_program = cdiv(cdiv(n_rows, _programs(x.device)), rows) * rows
     programs = cdiv(n_rows, per_program)
     partial = x.new_empty((programs, n_cols), dtype=torch.float32)
-    _rms_norm_bwd_kernel[(programs,)](
-        grad,
-        x,
-        weight,
-        rstd,
-        dx,
-        partial,
-        n_rows,
-        n_cols,
-        per_program,
-        ROWS=rows,
-        BLOCK=block,
-        num_warps=warps,
-    )
-    _sum_rows_kernel[(cdiv(n_cols, _SUM_COLS),)](
-        partial, dweight, programs, n_cols, ROWS=_SUM_ROWS, COLS=_SUM_COLS
-    )
+    spec.launch((programs,), grad, x, weight, rstd, dx, partial, n_rows, n_cols, per_program)
+    columns = _SUM_ROWS.constexprs["COLS"]
+    _SUM_ROWS.launch((cdiv(n_cols, columns),), partial, dweight, programs, n_cols)
     return dx, dweight
 
 
@@ -208,32 +207,26 @@ def _programs(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-_FORWARD = {
-    "x_ptr": "*bf16",
-    "weight_ptr": "*bf16",
-    "y_ptr": "*bf16",
-    "rstd_ptr": "*fp32",
-    "n_rows": "i32",
-    "n_cols": "i32",
-    "eps": "fp32",
-}
-_BACKWARD = {
-    "grad_ptr": "*bf16",
-    "x_ptr": "*bf16",
-    "weight_ptr": "*bf16",
-    "rstd_ptr": "*fp32",
-    "dx_ptr": "*bf16",
-    "partial_ptr": "*fp32",
-    "n_rows": "i32",
-    "n_cols": "i32",
-    "rows_per_program": "i32",
-}
+@cache
+def _forward(rows: int, block: int, warps: int) -> Spec:
+    matrices = dict.fromkeys(("x_ptr", "weight_ptr", "y_ptr"), "*bf16")
+    sizes = {"n_rows": "i32", "n_cols": "i32", "eps": "fp32"}
+    return _spec(
+        _rms_norm_fwd_kernel, {**matrices, "rstd_ptr": "*fp32", **sizes}, rows, block, warps
+    )
 
 
-def _spec(name: str, kernel: object, signature: dict[str, str], n_cols: int) -> Spec:
-    rows, block, warps = _tile(n_cols, "bwd" in name)
+@cache
+def _backward(rows: int, block: int, warps: int) -> Spec:
+    matrices = dict.fromkeys(("grad_ptr", "x_ptr", "weight_ptr", "dx_ptr"), "*bf16")
+    sums = {"rstd_ptr": "*fp32", "partial_ptr": "*fp32"}
+    sizes = dict.fromkeys(("n_rows", "n_cols", "rows_per_program"), "i32")
+    return _spec(_rms_norm_bwd_kernel, {**matrices, **sums, **sizes}, rows, block, warps)
+
+
+def _spec(kernel: Any, signature: dict[str, str], rows: int, block: int, warps: int) -> Spec:
     return Spec(
-        name,
+        "rms_norm",
         kernel,
         signature,
         {"ROWS": rows, "BLOCK": block},
@@ -243,17 +236,15 @@ def _spec(name: str, kernel: object, signature: dict[str, str], n_cols: int) -> 
     )
 
 
+_SUM_ROWS = Spec(
+    "sum_rows",
+    _sum_rows_kernel,
+    {"x_ptr": "*fp32", "out_ptr": "*bf16", "n_rows": "i32", "n_cols": "i32"},
+    {"ROWS": 32, "COLS": 64},
+    divisible=("n_cols",),
+)
 SPECS = (
-    _spec("rms_norm_fwd_7168", _rms_norm_fwd_kernel, _FORWARD, 7168),
-    _spec("rms_norm_fwd_512", _rms_norm_fwd_kernel, _FORWARD, 512),
-    _spec("rms_norm_bwd_7168", _rms_norm_bwd_kernel, _BACKWARD, 7168),
-    _spec("rms_norm_bwd_16384", _rms_norm_bwd_kernel, _BACKWARD, WIDEST_ROW),
-    _spec("rms_norm_bwd_512", _rms_norm_bwd_kernel, _BACKWARD, 512),
-    Spec(
-        "sum_rows",
-        _sum_rows_kernel,
-        {"x_ptr": "*fp32", "out_ptr": "*bf16", "n_rows": "i32", "n_cols": "i32"},
-        {"ROWS": _SUM_ROWS, "COLS": _SUM_COLS},
-        divisible=("n_cols",),
-    ),
+    *(replace(_forward(*_tile(d)), name=f"rms_norm_fwd_{d}") for d in (7168, 512)),
+    *(replace(_backward(*_tile(d, True)), name=f"rms_norm_bwd_{d}") for d in (7168, 16384, 512)),
+    _SUM_ROWS,
 )

@@ -12,6 +12,9 @@ long as a position's channels lie together. The result is contiguous.
 # ruff: noqa: ANN001, ANN202  (kernels' arguments have no Python types)
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -42,6 +45,12 @@ def _rope_kernel(
     ROWS: tl.constexpr,
     HALF: tl.constexpr,
 ):
+    """(a, b) -> (a cos - b sin, a sin + b cos) for each pair j of channels at each position t.
+
+    Pairs are channels (2j, 2j + 1) if INTERLEAVED, else (j, half + j). x [B, H, T, R = 2 half] with
+    strides, out likewise without; cos and sin [T, half]. INVERSE: by the angle's negative. n_rows =
+    B H T, ROWS of them a program; HALF >= half.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     step = row % n_steps
     head = (row // n_steps) % n_heads
@@ -106,54 +115,29 @@ def rope(
     half = 1 << (dim // 2 - 1).bit_length()
     rows = max(1, _NUMBERS // (2 * half))
     n_rows = x.numel() // dim
-    _rope_kernel[(cdiv(n_rows, rows),)](
-        view,
-        cos,
-        sin,
-        out,
-        n_rows,
-        view.shape[1],
-        steps,
-        *view.stride()[:3],
-        dim // 2,
-        INTERLEAVED=interleaved,
-        INVERSE=inverse,
-        ROWS=rows,
-        HALF=half,
-    )
+    sizes = n_rows, view.shape[1], steps, *view.stride()[:3], dim // 2
+    spec = _settle(rows, half, interleaved, inverse)
+    spec.launch((cdiv(n_rows, rows),), view, cos, sin, out, *sizes)
     return out
 
 
-_SIGNATURE = {
-    "x_ptr": "*bf16",
-    "cos_ptr": "*fp32",
-    "sin_ptr": "*fp32",
-    "out_ptr": "*bf16",
-    "n_rows": "i32",
-    "n_heads": "i32",
-    "n_steps": "i32",
-    "stride_batch": "i32",
-    "stride_head": "i32",
-    "stride_step": "i32",
-    "half": "i32",
-}
-_CONSTANTS = {"INVERSE": False, "ROWS": 16, "HALF": 32}
-_DIVISIBLE = ("half", "stride_batch", "stride_head", "stride_step")
+@cache
+def _settle(rows: int, half: int, interleaved: bool, inverse: bool) -> Spec:
+    """The kernel with its constants."""
+    tensors = {"x_ptr": "*bf16", "cos_ptr": "*fp32", "sin_ptr": "*fp32", "out_ptr": "*bf16"}
+    strides = ("stride_batch", "stride_head", "stride_step")
+    sizes = dict.fromkeys(("n_rows", "n_heads", "n_steps", *strides, "half"), "i32")
+    return Spec(
+        "rope",
+        _rope_kernel,
+        {**tensors, **sizes},
+        {"INTERLEAVED": interleaved, "INVERSE": inverse, "ROWS": rows, "HALF": half},
+        divisible=("half", *strides),
+        expects={"sm_90": r"ld\.global\.v4\.b32"},
+    )
+
+
 SPECS = (
-    Spec(
-        "rope_interleaved",
-        _rope_kernel,
-        _SIGNATURE,
-        {"INTERLEAVED": True, **_CONSTANTS},
-        divisible=_DIVISIBLE,
-        expects={"sm_90": r"ld\.global\.v4\.b32"},
-    ),
-    Spec(
-        "rope_half_split",
-        _rope_kernel,
-        _SIGNATURE,
-        {"INTERLEAVED": False, **_CONSTANTS},
-        divisible=_DIVISIBLE,
-        expects={"sm_90": r"ld\.global\.v4\.b32"},
-    ),
+    replace(_settle(16, 32, True, False), name="rope_interleaved"),
+    replace(_settle(16, 32, False, False), name="rope_half_split"),
 )

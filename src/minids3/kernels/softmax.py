@@ -27,6 +27,10 @@ _ONLINE_BLOCK = 8192
 
 @jit
 def _softmax_kernel(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
+    """out[i, j] = exp(x[i, j] - max_j x[i, j]) / sum_j exp(x[i, j] - max_j x[i, j]).
+
+    x and out [rows, n_cols], one program a row; BLOCK >= n_cols.
+    """
     row = tl.program_id(0).to(tl.int64) * n_cols
     col = tl.arange(0, BLOCK)
     inside = col < n_cols
@@ -37,6 +41,11 @@ def _softmax_kernel(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
 
 @jit
 def _softmax_online_kernel(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
+    """The same in blocks, with m = max and l = sum exp(x - m) of what has been read so far.
+
+    m' = max(m, max_j x[j]);  l' = l exp(m - m') + sum_j exp(x[j] - m');  out = exp(x - m) / l.
+    x and out [rows, n_cols], one program a row.
+    """
     row = tl.program_id(0).to(tl.int64) * n_cols
     biggest = -float("inf")
     total = 0.0
