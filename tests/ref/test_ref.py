@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import gradcheck
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     apply_rotary_pos_emb_interleave,
 )
@@ -10,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from minids3.nn import RMSNorm, apply_rope
 from minids3.nn.attention import causal_sdpa
+from minids3.ops.norm import rms_norm
 from minids3.ref.activation import swiglu_ref
 from minids3.ref.attention import causal_attention_ref
 from minids3.ref.loss import cross_entropy_ref
@@ -39,6 +41,41 @@ def test_rms_norm_of_zero_is_zero_and_bad_weight_is_refused():
     assert rms_norm_ref(torch.zeros(2, 4), torch.ones(4)).abs().max() == 0
     with pytest.raises(ValueError, match=r"weight has shape \[3\], x needs \[4\]"):
         rms_norm_ref(torch.zeros(2, 4), torch.ones(3))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 3, 24), (0, 8)])
+@pytest.mark.parametrize("strided", [False, True])
+def test_rms_norm_has_the_gradients_of_the_formula(shape, strided):
+    width = shape[-1] + 3 * strided  # a latent norm reads a slice of a wider product
+    whole = 3 * randn(*shape[:-1], width, dtype=torch.float64)
+    x = whole[..., : shape[-1]].requires_grad_()
+    weight = randn(shape[-1], seed=1, dtype=torch.float64).requires_grad_()
+    grad = randn(*shape, seed=2, dtype=torch.float64)
+    expected = torch.autograd.grad(rms_norm_ref64(x, weight), (x, weight), grad)
+    y = rms_norm(x, weight)
+    torch.testing.assert_close(y, rms_norm_ref64(x, weight))
+    torch.testing.assert_close(torch.autograd.grad(y, (x, weight), grad), expected)
+    assert x.numel() == 0 or gradcheck(rms_norm, (x, weight))
+    with torch.inference_mode():
+        assert torch.equal(rms_norm(x, weight), y)
+
+
+def rms_norm_ref64(x, weight):
+    """The reference takes its statistics in fp32; a gradient in fp64 wants them in fp64."""
+    return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight
+
+
+def test_rms_norm_of_rows_of_any_size():
+    for size in (0.0, 1e-30, 1e-4, 1e15):
+        x, weight = (size * randn(5, 16)).requires_grad_(), randn(16, seed=1).requires_grad_()
+        grad = randn(5, 16, seed=2)
+        y, expected = rms_norm(x, weight), rms_norm_ref(x, weight)
+        torch.testing.assert_close(y, expected)
+        ours = torch.autograd.grad(y, (x, weight), grad)
+        theirs = torch.autograd.grad(expected, (x, weight), grad)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 / max(size, 1e-3))
+    with pytest.raises(ValueError, match=r"weight has shape \[3\], x needs \[4\]"):
+        rms_norm(torch.zeros(2, 4), torch.ones(3))
 
 
 @pytest.mark.parametrize("steps", [1, 9])
