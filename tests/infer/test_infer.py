@@ -77,6 +77,38 @@ def test_greedy_generation_equals_hugging_face():
     assert torch.equal(generate_ids(model, ids, 20), theirs)
 
 
+ODD = {
+    "latent": {"kv_lora_rank": 65},
+    "latent of 1": {"kv_lora_rank": 1},
+    "one head, odd width": {"num_attention_heads": 1, "qk_nope_head_dim": 13},
+    "odd everything": {
+        "num_attention_heads": 3,
+        "kv_lora_rank": 7,
+        "q_lora_rank": 5,
+        "qk_nope_head_dim": 9,
+        "qk_rope_head_dim": 2,
+        "v_head_dim": 11,
+        "hidden_size": 33,
+    },
+    "plain odd queries": {"q_lora_rank": None, "qk_nope_head_dim": 5, "kv_lora_rank": 9},
+    "half-split": {"rope_interleave": False, "kv_lora_rank": 65},
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", ODD)
+def test_odd_widths_decode(name, batch):
+    torch.manual_seed(0)
+    changes = {"num_hidden_layers": 2, "initializer_range": 0.1, "vocab_size": 97, **ODD[name]}
+    model = Transformer(get_config("mini", **changes)).eval()
+    ids = some_ids(batch, 4)
+    out = generate_ids(model, ids, 9)
+    with torch.no_grad():
+        for n in range(4, 13):  # what the whole text says without a cache
+            assert torch.equal(model(out[:, :n])[:, -1].argmax(-1), out[:, n])
+        assert bool(model.mtp_logits(ids[:, :2])[0].isfinite().all())
+
+
 def test_rows_that_ended_stay_ended():
     model, ids = tiny(), some_ids(4, 3)
     free = generate_ids(model, ids, 12)
@@ -114,8 +146,17 @@ def test_samples_follow_the_distribution_and_the_seed():
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="temperature=-1"):
         next_token_probs(torch.zeros(1, 3), temperature=-1)
-    with pytest.raises(ValueError, match="top_p=0 must"):
-        next_token_probs(torch.zeros(1, 3), top_p=0)
+    for wrong in (0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"top_p={wrong} must"):
+            next_token_probs(torch.zeros(1, 3), top_p=wrong)
+        with pytest.raises(ValueError, match=f"top_p={wrong} must"):
+            generate_ids(tiny(), some_ids(1, 3), 1, top_p=wrong)  # greedy, too
+    for wrong in (float("nan"), float("inf"), -0.5):
+        with pytest.raises(ValueError, match=f"temperature={wrong} must"):
+            generate_ids(tiny(), some_ids(1, 3), 1, temperature=wrong)
+    for wrong in (-1, 2.5):
+        with pytest.raises(ValueError, match=f"max_new_tokens={wrong}"):
+            generate(tiny(), ByteTokenizer(), "a", wrong)
     with pytest.raises(ValueError, match="it needs 1 to 63"):
         generate_ids(tiny(), some_ids(1, 64), 1)
 

@@ -17,6 +17,7 @@ class _Cache:
         self.capacity = capacity or cfg.max_position_embeddings
         self.batch_size = batch_size
         self.length = 0
+        self.real: Tensor | None = None  # [B, length] bool where padding is cached, too
 
     def advance(self, n_tokens: int) -> None:
         """Count ``n_tokens`` more positions, once every layer has stored them."""

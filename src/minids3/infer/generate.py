@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minids3.infer.cache import make_cache
-from minids3.infer.sample import sample
+from minids3.infer.sample import check_settings, sample
+from minids3.model.padding import check_mask
 from minids3.model.transformer import Transformer
 
 __all__ = ["TextTokenizer", "generate", "generate_ids", "stream", "stream_to_cell"]
@@ -18,8 +20,15 @@ __all__ = ["TextTokenizer", "generate", "generate_ids", "stream", "stream_to_cel
 class TextTokenizer(Protocol):
     """What generation needs from a tokenizer."""
 
-    vocab_size: int
-    eos_id: int
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a text."""
+        ...
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Token ids of ``text``."""
@@ -30,16 +39,27 @@ class TextTokenizer(Protocol):
         ...
 
 
+Prompts = Sequence["Sequence[int] | Tensor"]
+"""Prompts of any lengths: lists of ids, or 1-D tensors."""
+
+
 @torch.inference_mode()
 def _steps(
     model: Transformer,
     ids: Tensor,
+    real: Tensor | None,
     max_new_tokens: int,
     temperature: float,
     top_p: float,
     seed: int,
 ) -> Iterator[Tensor]:
-    """Yield the next token of every row ``[B]``, up to ``max_new_tokens`` times."""
+    """Yield the next token of every row ``[B]``, up to ``max_new_tokens`` times.
+
+    ``ids [B, T]`` are padded on the left if at all, ``real [B, T]`` says where they are not.
+    """
+    check_settings(temperature, top_p)
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r} must be 0 or a greater integer")
     room = model.config.max_position_embeddings - ids.shape[1]
     if ids.shape[1] == 0 or room <= 0:
         raise ValueError(
@@ -55,49 +75,135 @@ def _steps(
         dtype=model.lm_head.weight.dtype,
         device=ids.device,
     )
-    for _ in range(steps):
-        hidden = model.hidden_states(ids, cache)[:, -1]  # only the last position needs the head
-        token = sample(model.lm_head(hidden), temperature, top_p, generator)
+    for step in range(steps):
+        hidden = model.hidden_states(ids, cache, None if step else real)
+        token = sample(model.lm_head(hidden[:, -1]), temperature, top_p, generator)
         yield token
         ids = token[:, None]
 
 
+def _left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """One batch ``[B, T]`` of 1-D ``rows``, and where it is real; None: everywhere."""
+    lengths = [len(row) for row in rows]
+    longest = max(lengths)
+    if min(lengths) == 0:
+        raise ValueError(f"prompt {lengths.index(0)} has no token; every one needs at least 1")
+    batch = torch.stack([F.pad(row, (longest - len(row), 0)) for row in rows])
+    if min(lengths) == longest:
+        return batch, None
+    columns = torch.arange(longest, device=batch.device)
+    return batch, columns >= longest - torch.tensor(lengths, device=batch.device)[:, None]
+
+
+def _row(ids: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """One prompt as a 1-D int64 tensor."""
+    try:
+        row = torch.as_tensor(ids, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"a prompt must be a sequence of token ids, got {ids!r}") from error
+    if row.ndim != 1 or (row.numel() and (row.is_floating_point() or row.dtype == torch.bool)):
+        raise ValueError(
+            f"a prompt must be a sequence of integer token ids, got {row.dtype} of shape "
+            f"{list(row.shape)}"
+        )
+    return row.long()
+
+
+@overload
 def generate_ids(
     model: Transformer,
     ids: Tensor,
+    max_new_tokens: int,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    eos_id: int | None = ...,
+    attention_mask: Tensor | None = ...,
+) -> Tensor: ...
+@overload
+def generate_ids(
+    model: Transformer,
+    ids: Prompts,
+    max_new_tokens: int,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    eos_id: int | None = ...,
+) -> list[Tensor]: ...
+def generate_ids(
+    model: Transformer,
+    ids: Tensor | Prompts,
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
     eos_id: int | None = None,
-) -> Tensor:
-    """Continue a batch of equally long prompts.
+    attention_mask: Tensor | None = None,
+) -> Tensor | list[Tensor]:
+    """Continue a batch of prompts.
+
+    Prompts of unequal length come as a list, or padded on either side and with an
+    ``attention_mask``. Decoded greedily, each is continued as it is alone.
 
     Args:
         model: in evaluation mode; the cache takes its dtype and device from it.
-        ids: ``[B, T]`` int64 prompts.
+        ids: ``[B, T]`` int64 prompts, or a list of B sequences of ids.
         max_new_tokens: at most so many are added, fewer if the model's positions run out.
         temperature: 0 for greedy.
         top_p: nucleus size.
-        seed: of the draws; same seed, same text.
+        seed: of the draws; same seed and batch, same text.
         eos_id: a row that has drawn it is filled with it; all rows done ends the loop.
+        attention_mask: ``[B, T]`` bool or integer beside a tensor, 1 for a real token.
 
     Returns:
-        ``[B, T + n]`` int64, prompts included.
+        ``[B, T + n]`` int64, prompts included, if ``ids`` is a tensor. Of a list, B 1-D tensors:
+        each prompt with its continuation, which ends with the first ``eos_id``.
 
     Raises:
-        ValueError: an empty or too long prompt, or a setting out of range.
+        ValueError: an empty or too long prompt, a wrong mask, or a setting out of range.
     """
-    columns = [ids]
-    done = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
-    for token in _steps(model, ids, max_new_tokens, temperature, top_p, seed):
+    if isinstance(ids, Tensor):
+        real = None
+        if ids.ndim != 2:
+            raise ValueError(f"ids must be [B, T] or a list of prompts, got {list(ids.shape)}")
+        given: Tensor | list[Tensor] = ids
+        if attention_mask is not None:
+            real = check_mask(attention_mask, ids, None, 0)
+        batch, real = (ids, None) if real is None else _left_padded(_chosen(ids, real))
+    else:
+        if attention_mask is not None:
+            raise ValueError("a list of prompts needs no attention_mask: leave it out")
+        given = [_row(row, model.lm_head.weight.device) for row in ids]
+        if not given:
+            raise ValueError("there is no prompt: the list is empty")
+        batch, real = _left_padded(given)
+    new: list[Tensor] = []
+    done = torch.zeros(batch.shape[0], dtype=torch.bool, device=batch.device)
+    for token in _steps(model, batch, real, max_new_tokens, temperature, top_p, seed):
         if eos_id is not None:
             token = token.masked_fill(done, eos_id)
             done = done | (token == eos_id)
-        columns.append(token[:, None])
+        new.append(token)
         if eos_id is not None and bool(done.all()):
             break
-    return torch.cat(columns, 1)
+    added = torch.stack(new, 1) if new else batch[:, :0]
+    if isinstance(given, Tensor):
+        return torch.cat((given, added), 1)
+    ends = [_length(row, eos_id) for row in added]
+    return [
+        torch.cat((prompt, row[:end])) for prompt, row, end in zip(given, added, ends, strict=True)
+    ]
+
+
+def _chosen(ids: Tensor, real: Tensor) -> list[Tensor]:
+    """The real tokens of every row."""
+    return [row[keep] for row, keep in zip(ids, real, strict=True)]
+
+
+def _length(row: Tensor, eos_id: int | None) -> int:
+    """How many tokens there are up to the first ``eos_id``, itself included."""
+    tokens = row.tolist()
+    return tokens.index(eos_id) + 1 if eos_id in tokens else len(tokens)
 
 
 def stream(
@@ -124,7 +230,7 @@ def stream(
     device = model.lm_head.weight.device
     ids = torch.tensor([tokenizer.encode(prompt, bos=True)], device=device)
     waiting: list[int] = []
-    for token in _steps(model, ids, max_new_tokens, temperature, top_p, seed):
+    for token in _steps(model, ids, None, max_new_tokens, temperature, top_p, seed):
         if int(token) == tokenizer.eos_id:
             break
         waiting.append(int(token))

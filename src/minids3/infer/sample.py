@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-__all__ = ["next_token_probs", "sample"]
+__all__ = ["check_settings", "next_token_probs", "sample"]
+
+
+def check_settings(temperature: float, top_p: float) -> None:
+    """Raise ``ValueError`` if a setting is out of range."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature} must be 0 (greedy) or more, and finite")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p} must lie in (0, 1]")
 
 
 def next_token_probs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
@@ -26,10 +36,7 @@ def next_token_probs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.
     Raises:
         ValueError: a setting is out of range.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature} must be 0 (greedy) or more")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p} must lie in (0, 1]")
+    check_settings(temperature, top_p)
     logits = logits.float()
     if temperature == 0:
         best = logits.argmax(-1, keepdim=True)
@@ -54,6 +61,7 @@ def sample(
 
     Arguments and errors as ``next_token_probs``; ``generator`` makes the draw reproducible.
     """
+    check_settings(temperature, top_p)
     if temperature == 0:
         return logits.argmax(-1)
     probs = next_token_probs(logits, temperature, top_p)

@@ -13,7 +13,7 @@ __all__ = ["Block"]
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm and beside a residual::
+    """Attention and feed-forward, each after a norm and beside a residual::
 
         x = x + attention(norm(x));   x = x + feed_forward(norm(x))
 
@@ -37,7 +37,10 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         cache: LayerCache | LatentLayerCache | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor:
-        """Map ``x [B, T, D]`` to ``[B, T, D]``."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        """Map ``x [B, T, D]`` to ``[B, T, D]``; the rest is what attention takes."""
+        # A reader's own attention (notebook 03) need not know of padding.
+        padding = {} if visible is None else {"visible": visible}
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, **padding)
         return x + self.mlp(self.post_attention_layernorm(x))

@@ -1,4 +1,4 @@
-"""Multi-token prediction: a short chain of modules behind the last layer (TR section 2.2).
+"""Multi-token prediction: a short chain of modules after the last layer (TR section 2.2).
 
 Module k reads the hidden vector of position i from the one before it and the embedding of token
 i+k, and predicts token i+k+1. So each module sees everything its prediction may depend on, and no
@@ -42,18 +42,20 @@ class MTPModule(nn.Module):
         cos: Tensor,
         sin: Tensor,
         cache: LatentLayerCache | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """The module's hidden vectors, after its own norm: ready for the shared head.
 
         Args:
             hidden: ``[B, T, D]``, normed output of the module before, or of the main model.
             embedding: ``[B, T, D]``, of the token k places further on.
-            cos: ``[T, R // 2]``.
-            sin: ``[T, R // 2]``.
+            cos: ``[T, R // 2]``, or ``[B, 1, T, R // 2]`` if rows differ.
+            sin: as ``cos``.
             cache: of the module's own attention.
+            visible: ``[B, 1, T, S]`` bool, the keys that each query may see; default: all up to it.
 
         Returns:
             ``[B, T, D]``, which is also what the next module reads.
         """
         joined = torch.cat((self.enorm(embedding), self.hnorm(hidden)), -1)
-        return self.norm(self.block(self.eh_proj(joined), cos, sin, cache))
+        return self.norm(self.block(self.eh_proj(joined), cos, sin, cache, visible))

@@ -22,7 +22,13 @@ class LayerCache(Protocol):
         ...
 
 
-def causal_sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+def causal_sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    visible: Tensor | None = None,
+) -> Tensor:
     """Causal attention by PyTorch's fused function; the queries are the last T positions.
 
     Args:
@@ -30,13 +36,16 @@ def causal_sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> 
         k: ``[B, Hk, S, d]``, H a multiple of Hk.
         v: ``[B, Hk, S, dv]``.
         scale: factor on the scores, default ``d ** -0.5``.
+        visible: ``[B, 1, T, S]`` bool, the keys that each query may see; default: all up to itself.
 
     Returns:
         ``[B, H, T, dv]``.
     """
     n_queries, n_keys = q.shape[-2], k.shape[-2]
-    mask = None
-    if 1 < n_queries < n_keys:  # a chunk after a cached prefix: PyTorch's is_causal aligns top-left
+    mask = visible
+    if (
+        mask is None and 1 < n_queries < n_keys
+    ):  # a chunk after a cached prefix: PyTorch's is_causal aligns top-left
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
         mask = mask.tril(n_keys - n_queries)
     # Fused kernels want values as wide as keys. Columns of zeros are cheaper than the plain path.
@@ -48,7 +57,7 @@ def causal_sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> 
         k,
         v,
         attn_mask=mask,
-        is_causal=1 < n_queries == n_keys,
+        is_causal=mask is None and 1 < n_queries == n_keys,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
@@ -73,11 +82,17 @@ class GroupedQueryAttention(nn.Module):
         self.o_proj = nn.Linear(cfg.num_attention_heads * cfg.head_dim, cfg.hidden_size, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerCache | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """Attend within ``x [B, T, D]`` and to what ``cache`` holds; returns ``[B, T, D]``.
 
-        ``cos`` and ``sin`` are ``[T, head_dim // 2]``, at the absolute positions of ``x``.
+        ``cos`` and ``sin`` are ``[T, head_dim // 2]``, at the absolute positions of ``x``, or
+        ``[B, 1, T, head_dim // 2]`` if rows differ; ``visible`` is that of ``causal_sdpa``.
         """
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -87,5 +102,5 @@ class GroupedQueryAttention(nn.Module):
         k = apply_rope(k, cos, sin, self.interleaved)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-        out = causal_sdpa(q, k, v)
+        out = causal_sdpa(q, k, v, visible=visible)
         return self.o_proj(out.transpose(1, 2).flatten(-2))

@@ -7,7 +7,7 @@ all heads). Two ways to attend give the same result:
 *naive*     rebuild keys and values of every head, then plain attention: cheap per pair of tokens,
             but every cached token must be expanded again at every step;
 *absorbed*  fold the key expansion into the query and apply the value expansion after averaging, so
-            that all heads attend to the latents themselves: dearer per pair, nothing to expand.
+            that all heads attend to the latents: more work per pair, nothing to expand.
 
 Training and prefill want the first, decoding the second; ``forward`` counts and picks. Storing
 expanded keys would be a third way, and gives the memory back that the latent saved.
@@ -55,6 +55,7 @@ class LatentAttention(nn.Module):
         self.scale = attention_scale(cfg)
         self.absorb: bool | None = None
         dim, queries = cfg.hidden_size, self.n_heads * (self.nope + self.rope)
+        self.compresses_queries = cfg.q_lora_rank is not None
         if cfg.q_lora_rank is None:
             self.q_proj = nn.Linear(dim, queries, bias=False)
         else:
@@ -68,11 +69,18 @@ class LatentAttention(nn.Module):
         self.o_proj = nn.Linear(self.n_heads * self.v_dim, dim, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: LatentLayerCache | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LatentLayerCache | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """Attend within ``x [B, T, D]`` and to what ``cache`` holds; returns ``[B, T, D]``.
 
-        ``cos`` and ``sin`` are ``[T, R // 2]``, at the absolute positions of ``x``.
+        ``cos`` and ``sin`` are ``[T, R // 2]``, at the absolute positions of ``x``, or ``[B, 1, T,
+        R // 2]`` if rows differ. ``visible [B, 1, T, S]`` bool: the keys that each query may see;
+        default: all up to itself.
         """
         q_nope, q_rope = self.queries(x, cos, sin)
         latent = self.compress(x, cos, sin)
@@ -82,14 +90,14 @@ class LatentAttention(nn.Module):
         if absorb is None:
             absorb = self.absorbing_is_cheaper(x.shape[1], latent.shape[1])
         attend = self.attend_absorbed if absorb else self.attend_naive
-        return self.o_proj(attend(q_nope, q_rope, latent).transpose(1, 2).flatten(-2))
+        return self.o_proj(attend(q_nope, q_rope, latent, visible).transpose(1, 2).flatten(-2))
 
     def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Every head's query: without position ``[B, H, T, dn]``, rotated ``[B, H, T, R]``."""
-        if hasattr(self, "q_proj"):
-            q = self.q_proj(x)
-        else:
+        if self.compresses_queries:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        else:
+            q = self.q_proj(x)
         q = q.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         q_nope, q_rope = q.split((self.nope, self.rope), -1)
         return q_nope, apply_rope(q_rope, cos, sin, self.interleaved)
@@ -97,19 +105,23 @@ class LatentAttention(nn.Module):
     def compress(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """What is remembered of ``x [B, T, D]``: ``[B, T, C + R]``, normalised c_kv | k_rope."""
         c_kv, k_rope = self.kv_a_proj_with_mqa(x).split((self.rank, self.rope), -1)
-        k_rope = apply_rope(k_rope, cos, sin, self.interleaved)
+        k_rope = apply_rope(k_rope[:, None], cos, sin, self.interleaved)[:, 0]
         return torch.cat((self.kv_a_layernorm(c_kv), k_rope), -1)
 
-    def attend_naive(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor) -> Tensor:
+    def attend_naive(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
         """Rebuild keys and values from ``latent [B, S, C + R]``; returns ``[B, H, T, dv]``."""
         c_kv, k_rope = latent.split((self.rank, self.rope), -1)
         kv = self.kv_b_proj(c_kv).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         k_nope, v = kv.split((self.nope, self.v_dim), -1)
         k_rope = k_rope[:, None].expand(-1, self.n_heads, -1, -1)
         q, k = torch.cat((q_nope, q_rope), -1), torch.cat((k_nope, k_rope), -1)
-        return causal_sdpa(q, k, v, self.scale)
+        return causal_sdpa(q, k, v, self.scale, visible)
 
-    def attend_absorbed(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor) -> Tensor:
+    def attend_absorbed(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
         """Attend to ``latent [B, S, C + R]`` itself; returns ``[B, H, T, dv]``."""
         weight = self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1))
         w_uk, w_uv = weight.split((self.nope, self.v_dim), 1)  # [H, dn, C], [H, dv, C]
@@ -118,7 +130,9 @@ class LatentAttention(nn.Module):
         # One set of keys for all heads: the heads are so many more queries of one product.
         scores = q.flatten(1, 2) @ latent.transpose(1, 2) * self.scale
         scores = scores.unflatten(1, (self.n_heads, n_queries))
-        if n_queries > 1:
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -torch.inf)
+        elif n_queries > 1:
             future = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
             scores = scores.masked_fill(future.triu(n_keys - n_queries + 1), -torch.inf)
         weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype).flatten(1, 2)
