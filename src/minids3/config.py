@@ -14,16 +14,41 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["PRESETS", "ConfigError", "ModelConfig", "get_config"]
+__all__ = ["PRESETS", "ConfigError", "ModelConfig", "get_config", "read_json"]
+
+# No size of a real model comes near; a damaged file should not ask for a petabyte.
+LARGEST_INT, LARGEST_TABLE = 2**31 - 1, 2**30
 
 
 class ConfigError(ValueError):
     """A configuration that no model can be built from; the message names field and remedy."""
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ConfigError: it cannot be read, is no UTF-8 or no JSON, or holds something else; the message
+            starts with the file's name.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 ({error}); write it again") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON ({error}); write it again") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, not a configuration")
+    return content
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,9 @@ class ModelConfig:
     qk_rope_head_dim: int = 0
     v_head_dim: int = 0
 
-    # Rotary positions. rope_factor > 1 means YaRN.
+    # Rotary positions. rope_factor > 1 means YaRN. rope_truncate: whole ends for the ramp between
+    # kept and slowed frequencies. attention_factor: what the rotary tables are multiplied by; None:
+    # the ratio of the two mscales.
     max_position_embeddings: int = 1024
     rope_theta: float = 10000.0
     rope_interleave: bool = True
@@ -63,6 +90,8 @@ class ModelConfig:
     beta_slow: float = 1.0
     mscale: float = 1.0
     mscale_all_dim: float = 1.0
+    rope_truncate: bool = True
+    attention_factor: float | None = None
 
     # Experts. n_routed_experts = 0: a dense model.
     n_routed_experts: int = 0
@@ -81,6 +110,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Reject what cannot work, naming the field, its value and what would be right."""
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), str(field.type))
         _positive(
             self,
             "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
@@ -102,19 +133,33 @@ class ModelConfig:
             _even(self, "qk_rope_head_dim")
             if self.q_lora_rank is not None:
                 _positive(self, "q_lora_rank")
+        self._validate_rope()
+        if self.is_moe:
+            self._validate_experts()
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and value < 0:
+                raise ConfigError(f"{name} must be 0 or more, not {value}")
+
+    def _validate_rope(self) -> None:
+        _positive(self, "original_max_position_embeddings beta_fast beta_slow")
+        if self.attention_factor is not None:
+            _positive(self, "attention_factor")
         if self.rope_factor < 1.0:
             raise ConfigError(
                 f"rope_factor={self.rope_factor} must be 1 (plain RoPE) or more (YaRN)"
             )
-        if self.num_nextn_predict_layers < 0:
-            raise ConfigError("num_nextn_predict_layers must be 0 or more")
-        if self.is_moe:
-            self._validate_experts()
+        if self.is_yarn and self.rope_theta == 1:
+            raise ConfigError(
+                "rope_theta=1 turns every pair alike: YaRN cannot tell fast from slow"
+            )
+        if self.max_position_embeddings * self.rope_dim > LARGEST_TABLE:
+            raise ConfigError(
+                f"max_position_embeddings={self.max_position_embeddings} is too large: the rotary "
+                f"tables would hold more than {LARGEST_TABLE} numbers"
+            )
 
     def _validate_experts(self) -> None:
         _positive(self, "num_experts_per_tok moe_intermediate_size n_group topk_group")
-        if self.n_shared_experts < 0:
-            raise ConfigError("n_shared_experts must be 0 or more")
         if not 0 <= self.first_k_dense_replace <= self.num_hidden_layers:
             raise ConfigError(
                 f"first_k_dense_replace={self.first_k_dense_replace} must lie between 0 and "
@@ -146,6 +191,16 @@ class ModelConfig:
             return self.qk_nope_head_dim + self.qk_rope_head_dim
         return self.head_dim
 
+    @property
+    def rope_dim(self) -> int:
+        """How many channels of a head rotate with the position."""
+        return self.qk_rope_head_dim if self.attention == "mla" else self.head_dim
+
+    @property
+    def is_yarn(self) -> bool:
+        """Whether positions are stretched by YaRN, or the rotary tables scaled as YaRN does."""
+        return self.rope_factor > 1 or self.attention_factor is not None
+
     def is_moe_layer(self, layer: int) -> bool:
         """Whether ``layer`` (0-based) has routed experts rather than a dense feed-forward."""
         return self.is_moe and layer >= self.first_k_dense_replace
@@ -175,19 +230,39 @@ class ModelConfig:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ModelConfig:
         """Read what ``save`` wrote; ``ConfigError`` says what is wrong with the file."""
+        fields = read_json(path)
         try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is not valid JSON ({error}); write it again") from error
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path} holds a {type(fields).__name__}, not a configuration")
-        return cls.from_dict(fields)
+            return cls.from_dict(fields)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+
+def _check_type(name: str, value: object, kind: str) -> None:
+    """Whether ``value`` is of the type ``kind`` that a field is declared with."""
+    if value is None and kind.endswith("| None"):
+        return
+    shown = f"{name}={reprlib.repr(value)}" if not isinstance(value, int) else name
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind == "bool" and not isinstance(value, bool):
+        raise ConfigError(f"{shown} must be True or False")
+    if kind.startswith("int"):
+        if not number or not isinstance(value, int):
+            raise ConfigError(f"{shown} must be a number of type int, without a fraction")
+        if abs(value) > LARGEST_INT:
+            raise ConfigError(f"{name} is larger than {LARGEST_INT}: no model has that")
+    if kind.startswith("float"):
+        try:
+            finite = number and math.isfinite(value)
+        except OverflowError:  # an int of more than 308 digits
+            finite = False
+        if not finite:
+            raise ConfigError(f"{shown} must be a number, and finite")
 
 
 def _positive(cfg: ModelConfig, names: str) -> None:
     for name in names.split():
         value = getattr(cfg, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if value <= 0:
             raise ConfigError(f"{name}={value!r} must be a number greater than 0")
 
 
@@ -200,14 +275,19 @@ def _even(cfg: ModelConfig, name: str) -> None:
 def _one_of(cfg: ModelConfig, name: str, allowed: tuple[str, ...]) -> None:
     value = getattr(cfg, name)
     if value not in allowed:
-        raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}")
+        shown = reprlib.repr(value)
+        raise ConfigError(f"{name}={shown} is unknown; choose one of {', '.join(allowed)}")
 
 
 def _known_fields(fields: dict[str, Any]) -> None:
+    if not isinstance(fields, dict):
+        raise ConfigError(f"a {type(fields).__name__} is no configuration: give a dict of fields")
     known = [f.name for f in dataclasses.fields(ModelConfig)]
-    unknown = sorted(set(fields) - set(known))
+    unknown = sorted(set(fields) - set(known), key=str)
     if unknown:
-        raise ConfigError(f"unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
+        raise ConfigError(
+            f"unknown field {reprlib.repr(unknown[0])}; the fields are {', '.join(known)}"
+        )
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -258,6 +338,32 @@ PRESETS: dict[str, ModelConfig] = {
         routed_scaling_factor=2.5,
         num_nextn_predict_layers=1,
     ),
+    # The trained model that ships in data/: as the mini, with sizes that a CPU trains in hours, and
+    # every matrix either one block of FP8 scales wide and high or a whole number of them.
+    "mini_chat": ModelConfig(
+        vocab_size=2048,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        max_position_embeddings=512,
+        attention="mla",
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=96,
+        kv_lora_rank=64,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=32,
+        v_head_dim=32,
+        n_routed_experts=16,
+        n_shared_experts=1,
+        num_experts_per_tok=4,
+        moe_intermediate_size=64,
+        first_k_dense_replace=1,
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=2.5,
+        num_nextn_predict_layers=1,
+    ),
     # The released model (its repository's config_671B.json; initialisation: TR section 4.2;
     # YaRN: the released config.json).
     "v3_671b": ModelConfig(
@@ -291,6 +397,6 @@ PRESETS: dict[str, ModelConfig] = {
 
 def get_config(name: str, **changes: Any) -> ModelConfig:
     """Return the preset ``name``, some fields changed; an unknown name raises ``ConfigError``."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"no preset {name!r}; the presets are {', '.join(PRESETS)}")
     return PRESETS[name].replace(**changes)

@@ -14,12 +14,12 @@ __all__ = ["apply_rope", "attention_scale", "model_rope_tables"]
 def model_rope_tables(cfg: ModelConfig) -> tuple[Tensor, Tensor]:
     """Cosines and sines of all positions of a model: ``[max_position_embeddings, R // 2]`` each.
 
-    YaRN also scales them by the ratio of its two mscales, which is 1 in the released model: there
-    the whole correction sits in ``attention_scale``.
+    YaRN also multiplies them by ``attention_factor``: by default the ratio of its two mscales. That
+    is 1 in the released model, where the whole correction is in ``attention_scale``.
     """
-    dim = cfg.qk_rope_head_dim if cfg.attention == "mla" else cfg.head_dim
-    if cfg.rope_factor <= 1:
-        return rope_tables(cfg.max_position_embeddings, dim, cfg.rope_theta, device="cpu")
+    dim, positions = cfg.rope_dim, cfg.max_position_embeddings
+    if not cfg.is_yarn:
+        return rope_tables(positions, dim, cfg.rope_theta, device="cpu")
     frequencies = yarn_frequencies(
         dim,
         cfg.rope_theta,
@@ -27,15 +27,17 @@ def model_rope_tables(cfg: ModelConfig) -> tuple[Tensor, Tensor]:
         cfg.original_max_position_embeddings,
         cfg.beta_fast,
         cfg.beta_slow,
+        cfg.rope_truncate,
     )
-    cos, sin = rope_tables(cfg.max_position_embeddings, dim, device="cpu", frequencies=frequencies)
-    if cfg.mscale and cfg.mscale_all_dim:
-        ratio = yarn_mscale(cfg.rope_factor, cfg.mscale) / yarn_mscale(
-            cfg.rope_factor, cfg.mscale_all_dim
-        )
+    cos, sin = rope_tables(positions, dim, device="cpu", frequencies=frequencies)
+    if cfg.attention_factor is not None:
+        scale = cfg.attention_factor
+    elif cfg.mscale and cfg.mscale_all_dim:
+        scale = yarn_mscale(cfg.rope_factor, cfg.mscale)
+        scale /= yarn_mscale(cfg.rope_factor, cfg.mscale_all_dim)
     else:
-        ratio = yarn_mscale(cfg.rope_factor)
-    return cos * ratio, sin * ratio
+        scale = yarn_mscale(cfg.rope_factor)
+    return cos * scale, sin * scale
 
 
 def attention_scale(cfg: ModelConfig) -> float:

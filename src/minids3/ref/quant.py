@@ -96,7 +96,9 @@ def dequantize_ref(
 ) -> Tensor:
     """Undo ``quantize_ref``: ``[M, K]`` fp32; the rounding remains.
 
-    Raises ``ValueError`` if there is not one scale for every block.
+    Scales are floating numbers, float8_e8m0fnu among them, or bytes, which are UE8M0.
+
+    Raises ``ValueError`` if there is not one scale for every block, or scales of another dtype.
     """
     block = _check(quantized, block)
     expected = [-(-size // side) for size, side in zip(quantized.shape, block, strict=True)]
@@ -106,7 +108,7 @@ def dequantize_ref(
             f"blocks of {block[0]} x {block[1]}: expected {expected}"
         )
     tiled = _tiled(_decode(quantized), block)
-    return _untiled(tiled * scale.float()[:, None, :, None], quantized.shape)
+    return _untiled(tiled * _decode_scale(scale)[:, None, :, None], quantized.shape)
 
 
 def block_quantize_ref(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,3 +181,13 @@ def _decode(quantized: Tensor) -> Tensor:
     if value.numel() and max(map(abs, map(float, torch.aminmax(value)))) > E4M3_MAX:
         value.masked_fill_(value.abs() > E4M3_MAX, torch.nan)  # 480 is what the NaN code gives
     return value
+
+
+def _decode_scale(scale: Tensor) -> Tensor:
+    """Scales to fp32. A byte is the exponent of UE8M0: 2^(byte - 127), 255 is NaN."""
+    if scale.dtype == torch.uint8:
+        power = torch.ldexp(torch.ones(scale.shape, device=scale.device), scale.int() - 127)
+        return power.masked_fill(scale == 255, torch.nan)
+    if not scale.is_floating_point():
+        raise ValueError(f"scales of dtype {scale.dtype} are neither numbers nor UE8M0 bytes")
+    return scale.float()

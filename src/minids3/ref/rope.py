@@ -43,6 +43,7 @@ def yarn_frequencies(
     original_positions: int = 4096,
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
+    truncate: bool = True,
 ) -> Tensor:
     """Angle per position of every pair under YaRN (arXiv 2309.00071, section 3.2).
 
@@ -57,18 +58,26 @@ def yarn_frequencies(
         original_positions: length that the model was trained on.
         beta_fast: turns above which nothing changes.
         beta_slow: turns below which the frequency is divided by the whole factor.
+        truncate: round the ramp's ends outwards to whole pairs.
 
     Returns:
         ``[R // 2]`` fp64.
+
+    Raises:
+        ValueError: ``dim`` is odd.
     """
     plain = rope_frequencies(dim, theta)
 
     def pair_that_turns(times: float) -> float:
         return dim * math.log(original_positions / (times * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(pair_that_turns(beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(beta_slow)), dim - 1)
-    width = max(high - low, 0.001)  # equal ends: a step instead of a division by zero
+    low, high = pair_that_turns(beta_fast), pair_that_turns(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    # Equal ends: a step instead of a division by zero. Crossed ends (short texts, a small theta,
+    # betas exchanged): the ramp falls, as in Hugging Face's code.
+    width = high - low or 0.001
     slowed = ((torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / width).clamp(0, 1)
     return plain * (1 - slowed) + plain / factor * slowed
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from minids3.config import ModelConfig
 from minids3.model.transformer import Transformer
 
-__all__ = ["HFTensor", "hf_layout"]
+__all__ = ["HFTensor", "empty_tensors", "hf_layout"]
 
 FP8_BLOCK = 128
 
@@ -66,6 +66,20 @@ def hf_layout(cfg: ModelConfig) -> list[HFTensor]:
         if key == "lm_head.weight" and cfg.tie_word_embeddings:
             continue  # the files hold a tied matrix once
         found.extend(_tensors(key, tuple(tensor.shape), cfg))
+    return found
+
+
+def empty_tensors(layout: list[HFTensor], cfg: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Names and shapes of what transformers asks for besides: shared experts of width 0."""
+    if cfg.n_shared_experts:
+        return {}
+    found = {}
+    for entry in layout:
+        if entry.name.endswith("mlp.gate.weight"):
+            prefix = entry.name.replace("gate.weight", "shared_experts.")
+            found[prefix + "gate_proj.weight"] = (0, cfg.hidden_size)
+            found[prefix + "up_proj.weight"] = (0, cfg.hidden_size)
+            found[prefix + "down_proj.weight"] = (cfg.hidden_size, 0)
     return found
 
 
