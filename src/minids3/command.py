@@ -48,14 +48,20 @@ def fail(error: object) -> int:
     return 2
 
 
-def demand(package: str, what: str) -> None:
+def demand(package: str, what: str, install: str = "") -> None:
     """Refuse a command whose package is not installed.
 
+    Args:
+        package: its name.
+        what: needs it.
+        install: what pip is given, if not the package's name.
+
     Raises:
-        ImportError: with what to install.
+        ImportError: with what to do.
     """
     if importlib.util.find_spec(package) is None:
-        raise ImportError(f"{what} needs {package}, which is not installed: pip install {package}")
+        advice = f"pip install {install or package}"
+        raise ImportError(f"{what} needs {package}, which is not installed: {advice}")
 
 
 def run(action: Callable[[], int]) -> int:

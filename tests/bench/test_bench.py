@@ -8,6 +8,7 @@ import torch
 from minids3.bench import Comparison, alternate, environment, recorded
 from minids3.bench import model as model_bench
 from minids3.bench.__main__ import main
+from minids3.data import DataError
 
 
 def test_ratio_is_the_median_of_the_rounds():
@@ -54,8 +55,8 @@ def test_command_writes_json_and_explains_a_missing_peer(tmp_path, monkeypatch, 
         raise ImportError("No module named 'transformers'")
 
     monkeypatch.setattr(model_bench, "run", missing)
-    assert main(["model"]) == 1
-    assert "test extra" in capsys.readouterr().out
+    assert main(["model"]) == 2
+    assert "No module named 'transformers'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["nothing"])
 
@@ -66,3 +67,7 @@ def test_records_go_where_notebooks_look(tmp_path, monkeypatch):
     assert recorded("model") is None
     assert main(["model", "--rounds", "5", "--json"]) == 0
     assert recorded("model") == {"rounds": 5}
+    for damage in ("[1]", "{", "[" * 100_000, "\udcff"):
+        (tmp_path / "bench" / "model.json").write_text(damage, errors="surrogateescape")
+        with pytest.raises(DataError, match=r"model\.json"):
+            recorded("model")

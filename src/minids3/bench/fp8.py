@@ -27,6 +27,7 @@ from minids3.bench.records import record, record_path, recorded
 from minids3.bench.timing import alternate, environment
 from minids3.config import get_config
 from minids3.data import PackedBatches, entropy_floor, load_split
+from minids3.data.files import check_writable
 from minids3.model import Transformer
 from minids3.nn.linear import Float8Experts, Float8Linear, to_float8
 from minids3.ops.gemm import BF16_BASELINE, Float8Recipe
@@ -141,6 +142,8 @@ def run(device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
     """
     if device != "cpu":
         raise ValueError("this topic measures the CPU's emulation: add --device cpu")
+    path = record_path("fp8")
+    check_writable(path.parent)
     settings: dict[str, Any] = {
         "model": {"name": "mini", "changes": MODEL},
         "base": _plain(BASE),
@@ -149,7 +152,7 @@ def run(device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
         "last": LAST,
     }
     old = recorded("fp8")
-    runs = old["runs"] if old and old["settings"] == settings else []
+    runs = old["runs"] if old and old.get("settings") == settings else []
     report: dict[str, Any] = {
         "command": "python -m minids3.bench fp8 --device cpu --json",
         "about": environment(device),
@@ -165,7 +168,7 @@ def run(device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
             for name in names:
                 if (name, seed) not in done:
                     runs.append(train_once(name, seed))
-                    record(report, record_path("fp8"))
+                    record(report, path)
                     print(_row(runs[-1]), flush=True)
     for name in RECIPES:
         print(f"{name:16}", "  ".join(f"{gap:+.3f} %" for gap in gaps(runs, name)))

@@ -10,20 +10,29 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minids3.data.files import data_dir, write_atomic
+from minids3.data.files import DataError, data_dir, own_data_dir, read_json, write_atomic
 
 __all__ = ["record", "record_path", "recorded"]
 
 
 def record_path(topic: str) -> Path:
-    """Where the record of a topic lies."""
-    return data_dir() / "bench" / f"{topic}.json"
+    """Where the record of a topic is written; ``DataError`` inside an installed package."""
+    return own_data_dir("--json FILE, or work in a clone") / "bench" / f"{topic}.json"
 
 
 def recorded(topic: str) -> dict[str, Any] | None:
-    """The record of ``topic`` as its command wrote it, or None if nobody has recorded one."""
-    path = record_path(topic)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The record of ``topic`` as its command wrote it, or None if nobody has recorded one.
+
+    Raises:
+        DataError: if the file is damaged.
+    """
+    path = data_dir() / "bench" / f"{topic}.json"
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path.name} is no record of a benchmark: delete it and measure again")
+    return found
 
 
 def record(report: dict[str, Any], path: Path) -> None:

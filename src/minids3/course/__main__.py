@@ -6,10 +6,16 @@ import argparse
 import sys
 import time
 
+from minids3.command import Parser, demand, run
+
+__all__ = ["main"]
+
+AUTHORS = "-e '.[test]'"  # the extra with jupytext and its kin
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m minids3.course", description=__doc__)
+    parser = Parser(prog="python -m minids3.course", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     make = commands.add_parser("build", help="make the notebooks from their sources")
     make.add_argument("notebook", nargs="*", help="numbers, such as 02 (default: all)")
@@ -20,14 +26,11 @@ def main(argv: list[str] | None = None) -> int:
     fork = commands.add_parser("repository", help="point badges and set-up cells to a fork")
     fork.add_argument("name", metavar="OWNER/NAME")
     args = parser.parse_args(argv)
-    try:
-        return _COMMANDS[args.command](args)
-    except (ValueError, LookupError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(lambda: _COMMANDS[args.command](args))
 
 
 def _build(args: argparse.Namespace) -> int:
+    demand("jupytext", "making notebooks", AUTHORS)
     from minids3.course.build import build, sources
 
     for source in sources(args.notebook):
@@ -45,6 +48,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    demand("jupytext", "making notebooks", AUTHORS)
     from minids3.course.build import check, sources
 
     found = [sentence for source in sources(args.notebook) for sentence in check(source)]
@@ -67,6 +71,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _repository(args: argparse.Namespace) -> int:
+    demand("jupytext", "making notebooks", AUTHORS)
     from minids3.course.build import build, sources
     from minids3.course.repository import set_address
 

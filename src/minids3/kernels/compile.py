@@ -13,6 +13,7 @@ Compiling must happen in a process without TRITON_INTERPRET, so ``inspect`` star
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import json
 import os
@@ -303,11 +304,12 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 
 def _report(contains: str) -> int:
-    demand("triton", "compiling kernels")
+    demand("triton", "compiling kernels", "triton (on Linux)")
     chosen = specs(contains)
     if not chosen:
-        names = ", ".join(s.name for s in specs())
-        raise ValueError(f"no kernel's name contains {contains!r}; there are {names}")
+        names = [s.name for s in specs()]
+        near = ", ".join(difflib.get_close_matches(contains, names, 5, 0.3) or names[:5])
+        raise ValueError(f"no kernel's name contains {contains!r}; there are {near} and others")
     bad = 0
     print(f"{'kernel':34} {'target':7} {'registers':>9} {'shared':>8} {'spilled':>8}  tensor cores")
     for spec, target, result in matrix(chosen):
