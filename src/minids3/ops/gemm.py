@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minids3.ops.moe import _stretches
+from minids3.ops.moe import _stretches, check_grouped
 from minids3.ref.gemm import truncated_mm_ref
 from minids3.ref.quant import (
     TILE,
@@ -119,7 +119,11 @@ def fp8_grouped_linear(
 
     Returns:
         ``[M, N]`` in the dtype of ``x``.
+
+    Raises:
+        ValueError: as ``check_grouped``, or the kernels do not know the recipe.
     """
+    check_grouped(x, weight, counts)
     recipe = recipe or Float8Recipe()
     known = recipe.has_kernels and recipe.kept == "operand"
     kernels = _choose(backend, x, recipe, known)

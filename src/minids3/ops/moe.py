@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from minids3.ops.backend import use_triton
 
-__all__ = ["Dispatch", "combine", "dispatch", "grouped_mm", "plan_dispatch"]
+__all__ = ["Dispatch", "check_grouped", "combine", "dispatch", "grouped_mm", "plan_dispatch"]
 
 
 class Dispatch(NamedTuple):
@@ -41,27 +41,59 @@ class Dispatch(NamedTuple):
 
 
 def plan_dispatch(indices: Tensor, n_experts: int) -> Dispatch:
-    """Sort the rows of ``indices [N, K]`` by expert; rows of one expert keep their order."""
+    """Sort the rows of ``indices [N, K]`` by expert; rows of one expert keep their order.
+
+    Raises:
+        ValueError: an index names no expert. On a GPU that is not looked for: it would wait.
+    """
     flat = indices.flatten()
     order = flat.argsort(stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(order.numel(), device=order.device)
     if not flat.is_cuda:
-        return Dispatch(order, inverse, torch.bincount(flat, minlength=n_experts))
+        return Dispatch(order, inverse, _count(flat, n_experts))
     # bincount would wait for the GPU, to learn how long its result is.
     starts = torch.searchsorted(flat[order], torch.arange(n_experts + 1, device=flat.device))
     return Dispatch(order, inverse, starts.diff())
 
 
+def _count(flat: Tensor, n_experts: int) -> Tensor:
+    try:
+        counts = torch.bincount(flat, minlength=n_experts)
+        if len(counts) == n_experts:
+            return counts
+    except RuntimeError:  # negative, or no whole numbers
+        pass
+    raise ValueError(
+        f"indices must be whole numbers from 0 to {n_experts - 1}, got {flat.dtype} from "
+        f"{flat.min().item()} to {flat.max().item()}"
+    )
+
+
 def dispatch(x: Tensor, plan: Dispatch, *, backend: str = "auto") -> Tensor:
-    """Copy each token to its K rows, in the order of the experts: ``[N, D] -> [N*K, D]``."""
+    """Copy each token to its K rows, in the order of the experts: ``[N, D] -> [N*K, D]``.
+
+    Raises:
+        ValueError: the plan was made for another number of tokens.
+    """
+    if plan.order.numel() % max(x.shape[0], 1) or (plan.order.numel() and not x.shape[0]):
+        raise ValueError(f"{x.shape[0]} tokens do not fit a plan of {plan.order.numel()} rows")
     if use_triton(x, backend):
         return _DispatchTriton.apply(x, plan.inverse)
     return _DispatchFunction.apply(x, plan.order, plan.inverse)
 
 
 def combine(y: Tensor, weights: Tensor, plan: Dispatch, *, backend: str = "auto") -> Tensor:
-    """Bring rows back to their tokens and sum them by weight: ``[N*K, D], [N, K] -> [N, D]``."""
+    """Bring rows back to their tokens and sum them by weight: ``[N*K, D], [N, K] -> [N, D]``.
+
+    Raises:
+        ValueError: rows, weights and plan differ in their number of rows.
+    """
+    if not y.shape[0] == weights.numel() == plan.order.numel():
+        raise ValueError(
+            f"y {list(y.shape)} and weights {list(weights.shape)} do not fit a plan of "
+            f"{plan.order.numel()} rows"
+        )
     if use_triton(y, backend):
         return _CombineTriton.apply(y, weights, plan.inverse)
     return _CombineFunction.apply(y, weights, plan.order, plan.inverse)
@@ -133,6 +165,31 @@ class _CombineTriton(torch.autograd.Function):
         return *combine_bwd(grad.contiguous(), y, weights, inverse=inverse), None
 
 
+def check_grouped(x: Tensor, weight: Tensor, counts: Tensor) -> None:
+    """Refuse what does not fit in a grouped product of ``x [M, K]`` and ``weight [E, N, K]``.
+
+    Counts on a GPU are not read, which would wait for it; there they are the caller's to get right.
+
+    Raises:
+        ValueError: shapes that do not fit, counts that are no whole numbers, are negative, or do
+            not sum to M.
+    """
+    if x.ndim != 2 or weight.ndim != 3 or x.shape[1] != weight.shape[2]:
+        raise ValueError(f"x {list(x.shape)} does not fit weight {list(weight.shape)}")
+    if counts.shape != weight.shape[:1] or counts.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"counts are {list(counts.shape)} {counts.dtype}, expected [{weight.shape[0]}] int64: "
+            "the rows of each expert"
+        )
+    if counts.device.type == "cpu":
+        each = counts.tolist()
+        if sum(each) != x.shape[0] or min(each, default=0) < 0:
+            raise ValueError(
+                f"counts must sum to the {x.shape[0]} rows of x and not be negative: they sum to "
+                f"{sum(each)}, the least is {min(each, default=0)}"
+            )
+
+
 def grouped_mm(x: Tensor, weight: Tensor, counts: Tensor, *, backend: str = "auto") -> Tensor:
     """Multiply each expert's rows by its own matrix, transposed as in ``F.linear``.
 
@@ -147,7 +204,11 @@ def grouped_mm(x: Tensor, weight: Tensor, counts: Tensor, *, backend: str = "aut
 
     Returns:
         ``[M, out]`` in the dtype of ``x``.
+
+    Raises:
+        ValueError: as ``check_grouped``.
     """
+    check_grouped(x, weight, counts)
     if backend == "auto" and x.is_cuda and x.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
         offsets = counts.cumsum(0).to(torch.int32)
         return F.grouped_mm(x, weight.transpose(1, 2), offs=offsets)
