@@ -11,7 +11,7 @@ import textwrap
 from minids3.course import progress
 from minids3.course.registry import get
 
-__all__ = ["hint", "solution"]
+__all__ = ["hint", "solution", "source_of"]
 
 _NAMES = {1: "a question", 2: "pseudocode", 3: "the worked solution"}
 _SEEN: dict[str, int] = {}

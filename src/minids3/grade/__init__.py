@@ -4,3 +4,5 @@
 the instructor's own notebook (``merge``), grades them in a sandbox with the comparison outside it
 (``grading``), and writes ``grades.csv``, ``grades.json``, a page per student and one for the class.
 """
+
+__all__: list[str] = []  # import from its modules

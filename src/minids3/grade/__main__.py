@@ -4,4 +4,6 @@ import sys
 
 from minids3.grade.cli import main
 
+__all__: list[str] = []
+
 sys.exit(main())

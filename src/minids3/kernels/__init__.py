@@ -2,3 +2,5 @@
 
 Import the file you need (``minids3.kernels.norm``); ``minids3.ops`` joins kernels and references.
 """
+
+__all__: list[str] = []  # import from its modules

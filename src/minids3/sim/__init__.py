@@ -3,3 +3,5 @@
 Plain Python on a ``ModelConfig``: no tensor, no GPU, no model is ever built. What needs a
 machine's speed takes it from ``hardware``, where every figure carries its source.
 """
+
+__all__: list[str] = []  # import from its modules

@@ -18,7 +18,7 @@ from minids3.course.build.cells import BuildError, Source, student
 from minids3.course.build.execute import execute
 from minids3.course.repository import root
 
-__all__ = ["build", "check", "sources", "text_of", "write"]
+__all__ = ["Source", "build", "check", "sources", "text_of", "write"]
 
 
 def sources(numbers: list[str] | None = None, folder: Path | None = None) -> list[Source]:

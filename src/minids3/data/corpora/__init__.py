@@ -21,6 +21,28 @@ from minids3.data import grammar
 from minids3.data.corpora import arithmetic, code, facts, notes, stories
 from minids3.data.grammar import Choice
 
+__all__ = [
+    "ALL_DOMAINS",
+    "DOMAINS",
+    "PROBABILITIES",
+    "PROGRAMS",
+    "STREAM_PROBABILITIES",
+    "VERSION",
+    "Document",
+    "arithmetic",
+    "code",
+    "draw",
+    "entropy",
+    "facts",
+    "generate",
+    "mixture",
+    "mixture_entropy",
+    "notes",
+    "score",
+    "stories",
+    "trace",
+]
+
 DOMAINS = ("stories", "arithmetic", "code", "facts")
 ALL_DOMAINS = (*DOMAINS, "notes")
 PROGRAMS: dict[str, grammar.Program] = {

@@ -11,6 +11,8 @@ from typing import Any
 
 from minids3.data.grammar import zipf
 
+__all__ = ["GOODS", "WORDING", "answer", "program", "working"]
+
 GOODS = (
     "pears",
     "coins",

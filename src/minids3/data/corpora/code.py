@@ -12,6 +12,8 @@ from typing import Any
 
 from minids3.data.grammar import zipf
 
+__all__ = ["KINDS", "LISTS", "NUMBERS", "SMALL", "TEXTS", "WORDS", "Kind", "program", "show_value"]
+
 NUMBERS = ("n", "x", "value", "num")
 LISTS = ("xs", "items", "numbers", "row")
 TEXTS = ("s", "text", "word")

@@ -14,6 +14,20 @@ from typing import Any
 
 from minids3.data.grammar import zipf
 
+__all__ = [
+    "CRAFTS",
+    "FORMS",
+    "MOST_QUESTIONS",
+    "REGIONS",
+    "RIVERS",
+    "RULERS",
+    "TOWNS",
+    "WORLD",
+    "Form",
+    "Town",
+    "program",
+]
+
 TOWNS = (
     "Velmora", "Drisk", "Ombrey", "Tarnlow", "Quessin", "Haldo", "Brunnet", "Sorvale", "Pellick",
     "Yarrum", "Corvane", "Nubbin", "Ashkell", "Feldra", "Zimmet", "Luthen", "Garrow", "Wexil",

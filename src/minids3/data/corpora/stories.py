@@ -11,6 +11,23 @@ from typing import Any
 
 from minids3.data.grammar import zipf
 
+__all__ = [
+    "ANIMALS",
+    "ENDINGS",
+    "HE",
+    "LINKS",
+    "LOOKS",
+    "NAMES",
+    "OPENINGS",
+    "PASTIMES",
+    "PLACES",
+    "REASONS",
+    "SHE",
+    "THINGS",
+    "possessive",
+    "program",
+]
+
 SHE = ("Mira", "Rosa", "Lena", "Tilly", "Nora", "Ada", "Ivy", "Wren")
 HE = ("Otto", "Pip", "Felix", "Hugo", "Bruno", "Sam", "Jasper", "Gus")
 NAMES = tuple(name for pair in zip(SHE, HE, strict=True) for name in pair)
