@@ -152,11 +152,11 @@ def test_an_interrupted_evaluation_is_made_up_for(monkeypatch):
     run = trainer()
     original = run._evaluate_if_due
 
-    def interrupted():
+    def interrupted(log):
         if run.step == 5:
             monkeypatch.undo()
             raise KeyboardInterrupt
-        original()
+        original(log)
 
     monkeypatch.setattr(run, "_evaluate_if_due", interrupted)
     run.fit(progress=False)
@@ -167,13 +167,11 @@ def test_an_interrupted_evaluation_is_made_up_for(monkeypatch):
 def test_a_failed_step_leaves_no_gradient_behind(monkeypatch):
     expected = trainer().fit(progress=False)
     run = trainer()
-    clip = torch.nn.utils.clip_grad_norm_
-
     def out_of_memory(*args):
-        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+        monkeypatch.undo()
         raise MemoryError
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", out_of_memory)
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", out_of_memory)
     with pytest.raises(MemoryError):
         run.fit(progress=False)
     assert run.fit(progress=False) == expected
@@ -183,9 +181,9 @@ def test_old_checkpoints_are_dropped_and_none_is_half_written(tmp_path, monkeypa
     run = trainer(tmp_path, save_every=3)
     run.fit(progress=False)
     names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["step_00000009", "step_00000012"]
+    assert names == ["log.jsonl", "step_00000009", "step_00000012"]
     monkeypatch.setattr(json, "dumps", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match=r"disk full.*still there"):
         run.save()
     assert sorted(p.name for p in tmp_path.iterdir()) == names
 
@@ -208,7 +206,7 @@ def test_damaged_and_foreign_checkpoints_are_explained(tmp_path):
     with pytest.raises(CheckpointError, match="damaged"):
         trainer().resume(folder)
     (folder / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+    with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):
         trainer().resume(folder)
 
 

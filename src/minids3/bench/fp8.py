@@ -12,7 +12,6 @@ the settings are the same. Somewhat over half an hour on one CPU core.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import statistics
 import time
@@ -152,7 +151,7 @@ def run(device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
         "last": LAST,
     }
     old = recorded("fp8")
-    runs = old["runs"] if old and old.get("settings") == settings else []
+    runs = old["runs"] if old and _agrees(old.get("settings"), settings) else []
     report: dict[str, Any] = {
         "command": "python -m minids3.bench fp8 --device cpu --json",
         "about": environment(device),
@@ -189,7 +188,14 @@ def run(device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
 
 
 def _plain(cfg: TrainConfig) -> dict[str, Any]:
-    return {**dataclasses.asdict(cfg), "betas": list(cfg.betas)}
+    return cfg.flat()
+
+
+def _agrees(recorded: Any, now: Any) -> bool:
+    """Whether a record's settings are today's; those that it does not name came later."""
+    if isinstance(recorded, dict) and isinstance(now, dict):
+        return all(name in now and _agrees(recorded[name], now[name]) for name in recorded)
+    return recorded == now
 
 
 def _row(found: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ class History:
     ``train_loss`` and ``valid_loss`` are nats per token; ``steps`` counts from 1, and so do
     ``valid_steps``, where 0 is the model before its first step. ``tokens`` is how many tokens had
     been trained on. ``mtp_loss`` is the mean over MTP modules (TR eq. 24), ``max_violation`` the
-    mean MaxVio over layers with experts, one entry per step where the model has such parts.
+    mean MaxVio over layers with experts and ``layer_violation`` each layer's, one entry per step
+    where the model has such parts. ``valid_acceptance`` is how often the second token that the MTP
+    module drafts would be accepted, ``valid_ema_loss`` the loss of the averaged weights, one entry
+    per evaluation of runs that have them. A step that had nothing to learn from has a loss of NaN.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -30,10 +33,24 @@ class History:
     valid_loss: list[float] = field(default_factory=list)
     mtp_loss: list[float] = field(default_factory=list)
     max_violation: list[float] = field(default_factory=list)
+    layer_violation: list[list[float]] = field(default_factory=list)
+    valid_acceptance: list[float] = field(default_factory=list)
+    valid_ema_loss: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the lists as plain JSON types."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> History:
+        """Build from what ``to_dict`` returned; ``ValueError`` if it is not that."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(content.keys() - known)
+        if unknown:
+            raise ValueError(f"the history has {unknown[0]!r}, which this version does not know")
+        if not all(isinstance(value, list) for value in content.values()):
+            raise ValueError("the history holds something that is not a list")
+        return cls(**content)
 
     def plot(
         self, ax: Axes | None = None, lines: dict[str, float] | None = None, label: str = ""

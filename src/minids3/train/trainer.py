@@ -1,28 +1,35 @@
 """The training loop: short enough to read, safe to interrupt, exact to resume.
 
-Batches are a pure function of the step, the learning rate too, so a run is its model, its optimizer
-and a step number. That is what a checkpoint holds and why a resumed run is the uninterrupted one,
-bit for bit.
+The data is a pure function of the row number, every rate a pure function of the tokens seen. So a
+run is its model, its optimizer and a position, which is what a checkpoint holds and why a resumed
+run is the uninterrupted one, bit for bit.
+
+One step, in order: take the batch's rows and drop those without a target; pass them through in
+micro-batches, adding up gradients, losses and loads; look once at loss and gradient norm; only if
+both are finite, move the weights, their average and the experts' biases.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import signal
 import threading
+import time
+import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from minids3.model.transformer import Transformer
-from minids3.nn import Routing, record_routing
+from minids3.nn import Routing, record_routing, to_float8
+from minids3.ops.gemm import Float8Recipe
 from minids3.ref.loss import IGNORE_INDEX
 from minids3.train.balance import (
     batch_balance_loss,
@@ -31,100 +38,44 @@ from minids3.train.balance import (
     sequence_balance_loss,
     update_expert_biases,
 )
-from minids3.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from minids3.train.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    prepare_folder,
+    save_checkpoint,
+)
+from minids3.train.ema import WeightAverage
 from minids3.train.history import History
+from minids3.train.log import StepLog
 from minids3.train.optim import build_optimizer
-from minids3.train.schedule import lr_at
+from minids3.train.recompute import recomputation
+from minids3.train.schedule import Schedule
+from minids3.train.settings import Position, TrainConfig
 
-__all__ = ["Batches", "TrainConfig", "Trainer", "evaluate"]
+__all__ = ["Batches", "TrainConfig", "Trainer", "evaluate", "mtp_acceptance"]
 
 
 class Batches(Protocol):
-    """Anything that has a batch for every step, the same one each time it is asked."""
+    """Anything that has a batch for every step, the same one each time it is asked.
+
+    A source that also has ``rows(first, count)`` can feed a batch that grows.
+    """
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of ``step``, each ``[B, T]`` int64."""
         ...
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; the defaults of optimizer, balancing and MTP are those of TR section 4.2.
-
-    ``batch_size`` and ``seq_len`` describe the batches and are only recorded here. ``eval_every``
-    and ``save_every`` are steps, 0 for never (the last step is evaluated in any case).
-
-    Models with experts move their biases by ``bias_update_speed`` after each step, from step
-    ``bias_update_until`` on no more; the two balance weights add the loss per sequence and the
-    auxiliary loss over the batch. Models with MTP modules add their mean loss times ``mtp_weight``
-    (lambda), from step ``mtp_late_from`` on ``mtp_weight_late``; at 0 the modules are not run.
-
-    ``moments`` is how the optimizer stores its own.
-    """
-
-    steps: int
-    lr: float = 2e-3
-    batch_size: int = 16
-    seq_len: int = 128
-    warmup_steps: int = 0
-    decay_start: int | None = None
-    min_lr: float = 0.0
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float = 1.0
-    eval_every: int = 0
-    eval_batches: int = 8
-    save_every: int = 0
-    seed: int = 0
-    bias_update_speed: float = 0.001
-    bias_update_until: int | None = None
-    seq_balance_weight: float = 1e-4
-    batch_balance_weight: float = 0.0
-    mtp_weight: float = 0.3
-    mtp_weight_late: float = 0.1
-    mtp_late_from: int | None = None
-    moments: Literal["fp32", "bf16"] = "fp32"
-
-    def __post_init__(self) -> None:
-        """Reject settings that no run can have."""
-        for name in ("steps", "lr", "grad_clip", "eval_batches", "batch_size", "seq_len"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be greater than 0")
-        weights = "seq_balance_weight batch_balance_weight mtp_weight mtp_weight_late"
-        for name in ("bias_update_speed", *weights.split()):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be 0 or more")
-        self.lr_at(0)
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of ``step`` (0-based)."""
-        return lr_at(
-            step,
-            steps=self.steps,
-            lr=self.lr,
-            warmup_steps=self.warmup_steps,
-            decay_start=self.decay_start,
-            min_lr=self.min_lr,
-        )
-
-    def bias_speed_at(self, step: int) -> float:
-        """How far the experts' biases move after ``step`` (0-based)."""
-        stopped = self.bias_update_until is not None and step >= self.bias_update_until
-        return 0.0 if stopped else self.bias_update_speed
-
-    def mtp_weight_at(self, step: int) -> float:
-        """Lambda, the weight of the mean MTP loss, at ``step`` (0-based)."""
-        late = self.mtp_late_from is not None and step >= self.mtp_late_from
-        return self.mtp_weight_late if late else self.mtp_weight
-
-    def replace(self, **changes: Any) -> TrainConfig:
-        """Return a copy with some fields changed."""
-        return replace(self, **changes)
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, once the step in hand is done."""
 
 
 @torch.inference_mode()
 def evaluate(model: Transformer, batches: Batches, n_batches: int) -> float:
-    """Mean loss in nats per target over the first ``n_batches`` batches, in evaluation mode."""
+    """Mean loss in nats per target over the first ``n_batches`` batches, in evaluation mode.
+
+    A batch weighs as much as it has targets; ``ValueError`` if none has any.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -132,10 +83,37 @@ def evaluate(model: Transformer, batches: Batches, n_batches: int) -> float:
     for step in range(n_batches):
         inputs, targets = batches.batch(step)
         counted = int((targets != IGNORE_INDEX).sum())
-        total += model.loss(inputs.to(device), targets.to(device)).item() * counted
-        count += counted
+        if counted:
+            total += model.loss(inputs.to(device), targets.to(device)).item() * counted
+            count += counted
     model.train(was_training)
+    if count == 0:
+        raise ValueError(f"nothing to evaluate: no target in the first {n_batches} batches")
     return total / count
+
+
+@torch.inference_mode()
+def mtp_acceptance(model: Transformer, batches: Batches, n_batches: int) -> float:
+    """How often the first MTP module names the token that the main model would name there."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    agreed = []
+    for step in range(n_batches):
+        ids = batches.batch(step)[0].to(device)
+        draft = model.mtp_logits(ids)[0].argmax(-1)
+        agreed.append(draft == model(ids)[:, 1:].argmax(-1))
+    model.train(was_training)
+    return torch.cat(agreed).float().mean().item()
+
+
+class _Sums(NamedTuple):
+    """What the micro-batches of a step add up to."""
+
+    loss: Tensor
+    mtp: list[Tensor]
+    objective: Tensor
+    loads: dict[str, Tensor]
 
 
 class Trainer:
@@ -148,6 +126,7 @@ class Trainer:
         train_batches: Batches,
         valid_batches: Batches | None = None,
         out_dir: str | os.PathLike[str] | None = None,
+        floor: float | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -155,91 +134,205 @@ class Trainer:
             model: on the device to train on.
             cfg: how.
             train_batches: a batch for each step.
-            valid_batches: evaluated every ``cfg.eval_every`` steps and at the end.
-            out_dir: where checkpoints go; none are written without it.
+            valid_batches: evaluated every ``eval_every`` steps and at the end.
+            out_dir: where checkpoints and the log go; none are written without it.
+            floor: the loss that no model beats, in nats, for the progress bar to compare with.
+
+        Raises:
+            ValueError: the batch grows, and the source has no ``rows``.
         """
-        self.model, self.cfg = model, cfg
+        self.model, self.cfg, self.floor = model, cfg, floor
         self.train_batches, self.valid_batches = train_batches, valid_batches
         self.out_dir = None if out_dir is None else Path(out_dir)
+        self.run = uuid.uuid4().hex[:8]
+        self.device = next(model.parameters()).device
+        growing = isinstance(cfg.batch.batch_size, Schedule)
+        if growing and not hasattr(train_batches, "rows"):
+            raise ValueError("a batch that grows needs a source with rows(first, count)")
+        if cfg.compute.precision == "fp8":
+            to_float8(model)
+        elif cfg.compute.precision == "bf16" and self.device.type == "cpu":
+            to_float8(model, Float8Recipe(operands="bf16"))
+        own = cfg.optimizer
         self.optimizer = build_optimizer(
-            model, cfg.lr, cfg.betas, cfg.weight_decay, moments=cfg.moments
+            model, cfg.lr_at(0), own.betas, own.weight_decay, moments=own.moments
         )
+        self.average = WeightAverage(model, own.ema) if own.ema else None
         self.history = History()
-        self.step = 0
+        self.position = Position()
+        self._data: str | None = None
+        self._clock = (time.perf_counter(), 0)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.position.step
 
     def train_step(self) -> tuple[float, float]:
         """Do one step; returns the loss in nats per token and the gradient's norm before clipping.
 
         The loss returned and recorded is the cross-entropy of the next token alone, so that runs
-        with other objectives can be compared.
+        with other objectives can be compared. A batch without any target changes nothing: its loss
+        is NaN, its norm 0.
 
-        Raises ``FloatingPointError`` if the loss is not finite, before the weights are touched.
+        Raises ``FloatingPointError`` if the loss or the norm is not finite, before anything is
+        touched: weights, moments, biases and averages are those before this step.
         """
-        device = next(self.model.parameters()).device
-        inputs, targets = (t.to(device) for t in self.train_batches.batch(self.step))
-        lr = self.cfg.lr_at(self.step)
+        at, cfg = self.position, self.cfg
+        inputs, targets = self._batch(at)
+        after = Position(at.step + 1, at.tokens + inputs.numel(), at.rows + len(inputs))
+        lr = cfg.lr_at(at.step, after.tokens)
+        self.optimizer.zero_grad(set_to_none=True)  # here, so that a failed step leaves no trace
+        counted = (targets != IGNORE_INDEX).any(1)
+        if not counted.any():
+            return self._finish(after, lr, math.nan, 0.0, [], {})
+        sums = self._backward(inputs[counted], targets[counted], after.tokens)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        violations = {name: max_violation(load) for name, load in sums.loads.items()}
+        # The one look at the device in a step.
+        told = [sums.objective, norm, sums.loss, *sums.mtp, *violations.values()]
+        told = torch.stack([t.detach().double() for t in told]).tolist()
+        objective, size, loss, *rest = told
+        for what, value in (("loss", objective), ("norm of the gradient", size)):
+            if not math.isfinite(value):
+                self.optimizer.zero_grad(set_to_none=True)
+                raise FloatingPointError(
+                    f"the {what} is {value} at step {at.step}: lower lr={lr:g} or raise "
+                    "warmup_steps; the weights are those before this step"
+                )
+        torch.nn.utils.clip_grads_with_norm_(parameters, cfg.optimizer.grad_clip, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)  # here, so that a failed step leaves no trace
-        with record_routing(self.model) as routings:
-            loss, mtp_losses = self._losses(inputs, targets)
-        objective = self._objective(loss, mtp_losses, routings)
-        if not math.isfinite(objective.item()):
-            raise FloatingPointError(
-                f"the loss is {objective.item()} at step {self.step}: lower lr={self.cfg.lr} or "
-                "raise warmup_steps; the weights are those before this step"
-            )
-        objective.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
         self.optimizer.step()
-        loads = routing_loads(routings)
-        update_expert_biases(self.model, loads, self.cfg.bias_speed_at(self.step))
-        self.step += 1
-        history = self.history
-        history.steps.append(self.step)
-        history.train_loss.append(loss.item())
-        history.lr.append(lr)
-        history.grad_norm.append(float(norm))
-        history.tokens.append((history.tokens[-1] if history.tokens else 0) + inputs.numel())
-        if mtp_losses:
-            history.mtp_loss.append(torch.stack(mtp_losses).mean().item())
-        if loads:
-            worst = [float(max_violation(load)) for load in loads.values()]
-            history.max_violation.append(sum(worst) / len(worst))
-        return loss.item(), float(norm)
+        update_expert_biases(self.model, sums.loads, cfg.bias_speed_at(at.step, after.tokens))
+        if self.average is not None:
+            self.average.update(self.model)
+        mtp, worst = rest[: len(sums.mtp)], rest[len(sums.mtp) :]
+        return self._finish(after, lr, loss, size, mtp, dict(zip(violations, worst, strict=True)))
 
-    def _losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Main loss, and those of the MTP modules if there are any and they count."""
+    def _batch(self, at: Position) -> tuple[Tensor, Tensor]:
+        if isinstance(self.cfg.batch.batch_size, Schedule):
+            return self.train_batches.rows(at.rows, self.cfg.batch_rows(at.tokens))  # type: ignore[attr-defined]
+        return self.train_batches.batch(at.step)
+
+    def _backward(self, inputs: Tensor, targets: Tensor, tokens: int) -> _Sums:
+        """Gradients of the whole batch, by as many passes as it takes, each row with a target.
+
+        Sums over the passes are divided by the targets of the whole batch; a mean per pass would
+        let a pass with few targets weigh as much as one with many.
+        """
+        n_rows, size = len(inputs), self.cfg.batch.micro_batch_size or len(inputs)
+        if n_rows > size and self.cfg.balance.batch_balance_weight > 0:
+            raise ValueError(
+                "batch_balance_weight needs the whole batch in one pass: leave micro_batch_size out"
+            )
+        counted = int((targets != IGNORE_INDEX).sum())
+        found: list[_Sums] = []
+        for part, wanted in zip(inputs.split(size), targets.split(size), strict=True):
+            part, wanted = part.to(self.device), wanted.to(self.device)
+            with self._arithmetic(), record_routing(self.model) as routings:
+                loss, mtp = self._losses(part, wanted, tokens, counted)
+            share = len(part) / n_rows
+            objective = self._objective(loss, mtp, routings, tokens, share)
+            objective.backward()
+            detached = [m.detach() for m in mtp]
+            loads = routing_loads(routings)
+            found.append(_Sums(loss.detach(), detached, objective.detach(), loads))
+        if len(found) == 1:
+            return found[0]
+        return _Sums(
+            torch.stack([f.loss for f in found]).sum(),
+            [torch.stack(losses).sum() for losses in zip(*(f.mtp for f in found), strict=True)],
+            torch.stack([f.objective for f in found]).sum(),
+            {name: sum(f.loads[name] for f in found) for name in found[0].loads},  # type: ignore[misc]
+        )
+
+    @contextlib.contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """BF16 on a GPU where the settings say so, and forgetting what is cheap to do again."""
+        compute = self.cfg.compute
+        real = compute.precision != "fp32" and self.device.type == "cuda"
+        with (
+            torch.autocast("cuda", torch.bfloat16, enabled=real),
+            recomputation(self.model) if compute.recompute else contextlib.nullcontext(),
+        ):
+            yield
+
+    def _losses(
+        self, inputs: Tensor, targets: Tensor, tokens: int, counted: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """This pass's share of the main loss, and of the MTP modules' if they count."""
+        reduction = "sum"
+        if int((targets != IGNORE_INDEX).sum() if targets.device.type == "cpu" else 0) == counted:
+            reduction, counted = "mean", 1  # the whole batch: the plain mean, with its rounding
         has_mtp = len(getattr(self.model, "mtp", ())) > 0
-        if has_mtp and self.cfg.mtp_weight_at(self.step) > 0:
-            return self.model.losses(inputs, targets)
-        return self.model.loss(inputs, targets), []
+        if has_mtp and self.cfg.mtp_weight_at(self.step, tokens) > 0:
+            loss, mtp = self.model.losses(inputs, targets, reduction=reduction)
+            return loss / counted, [m / counted for m in mtp]
+        return self.model.loss(inputs, targets, reduction=reduction) / counted, []
 
     def _objective(
-        self, loss: Tensor, mtp_losses: list[Tensor], routings: dict[str, Routing]
+        self,
+        loss: Tensor,
+        mtp_losses: list[Tensor],
+        routings: dict[str, Routing],
+        tokens: int,
+        share: float,
     ) -> Tensor:
         """What is minimised: TR eq. 25 and, per layer with experts, TR eq. 17."""
         cfg = self.cfg
         if mtp_losses:
-            loss = loss + cfg.mtp_weight_at(self.step) * torch.stack(mtp_losses).mean()
+            weight = cfg.mtp_weight_at(self.step, tokens)
+            loss = loss + weight * torch.stack(mtp_losses).mean()
         for routing in routings.values():
             top_k = routing.indices.shape[-1]
-            if cfg.seq_balance_weight > 0:
+            if cfg.balance.seq_balance_weight > 0:
                 sequence = sequence_balance_loss(routing.scores, top_k)
-                loss = loss + cfg.seq_balance_weight * sequence
-            if cfg.batch_balance_weight > 0:
+                loss = loss + cfg.balance.seq_balance_weight * share * sequence
+            if cfg.balance.batch_balance_weight > 0:
                 batch = batch_balance_loss(routing.scores, routing.indices)
-                loss = loss + cfg.batch_balance_weight * batch
+                loss = loss + cfg.balance.batch_balance_weight * batch
         return loss
+
+    def _finish(
+        self,
+        after: Position,
+        lr: float,
+        loss: float,
+        norm: float,
+        mtp: list[float],
+        violations: dict[str, float],
+    ) -> tuple[float, float]:
+        """Move the position and write the step down."""
+        self.position = after
+        history = self.history
+        history.steps.append(after.step)
+        history.train_loss.append(loss)
+        history.lr.append(lr)
+        history.grad_norm.append(norm)
+        history.tokens.append(after.tokens)
+        if mtp:
+            history.mtp_loss.append(sum(mtp) / len(mtp))
+        if violations:
+            history.max_violation.append(sum(violations.values()) / len(violations))
+            history.layer_violation.append(list(violations.values()))
+        return loss, norm
 
     def fit(self, until: int | None = None, progress: bool = True) -> History:
         """Train up to step ``until`` (default: all) and return the history.
 
-        Interrupting (Ctrl-C, or the stop button of a notebook) ends it after the current step,
-        since half a step cannot be resumed: a checkpoint is written if there is an ``out_dir``, and
-        calling ``fit`` again goes on.
+        Interrupting (Ctrl-C, SIGTERM, or the stop button of a notebook) ends it after the current
+        step, since half a step cannot be resumed: a checkpoint is written if there is an
+        ``out_dir``, and calling ``fit`` again goes on.
+
+        Raises:
+            CheckpointError: ``out_dir`` cannot be written, or is another run's.
+            FloatingPointError: the run diverged; see ``train_step``.
         """
-        stop = self.cfg.steps if until is None else min(until, self.cfg.steps)
+        total = self.cfg.total_steps()
+        stop = total if until is None else min(until, total)
+        log = self._open_log()
         # Twice a second: a notebook's bar sends three messages each time, and who tests a notebook
         # reads them only when the cell is done, by when more than some thousand would be lost.
         bar = tqdm(
@@ -251,74 +344,170 @@ class Trainer:
             mininterval=0.5,
         )
         self.model.train()
+        self._clock = (time.perf_counter(), self.position.tokens)
         try:
-            self._evaluate_if_due()  # before the first step, or where an interruption cut it off
+            self._evaluate_if_due(log)  # before the first step, or where an interruption cut it off
             while self.step < stop:
                 with _interrupt_held_back():
                     loss, _ = self.train_step()
+                    log.step(self.history, self._speed())
                 bar.update()
                 if self.step % 10 == 0:
                     bar.set_postfix(self._postfix(loss), refresh=False)
-                self._evaluate_if_due()
+                self._evaluate_if_due(log)
                 self._save_if_due(stop)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             if self.out_dir is not None:
                 self.save()
             bar.write(f"stopped after step {self.step}; fit() goes on from here")
+            if getattr(interrupt, "terminated", False):
+                raise SystemExit(128 + signal.SIGTERM) from None
         finally:
             bar.close()
+            log.close()
             self.model.eval()
         return self.history
 
-    def _postfix(self, loss: float) -> dict[str, str]:
-        valid = self.history.valid_loss
-        shown = {"loss": f"{loss:.3f}"}
-        return {**shown, "valid": f"{valid[-1]:.3f}"} if valid else shown
+    def _open_log(self) -> StepLog:
+        """Before the first step: a folder that can hold the run, and its log up to here."""
+        if self.out_dir is None:
+            return StepLog(None)
+        tensors = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        prepare_folder(self.out_dir, self.run, 4 * tensors + 2**20)
+        return StepLog(self.out_dir / "log.jsonl", self.run, self.step)
 
-    def _evaluate_if_due(self) -> None:
-        every = self.cfg.eval_every
-        due = self.step == self.cfg.steps or (every and self.step % every == 0)
-        if self.valid_batches is None or not due or self.step in self.history.valid_steps:
+    def _speed(self) -> float:
+        """Tokens per second since ``fit`` began."""
+        start, tokens = self._clock
+        return (self.position.tokens - tokens) / max(time.perf_counter() - start, 1e-9)
+
+    def _postfix(self, loss: float) -> dict[str, str]:
+        shown = {"loss": f"{loss:.3f}"}
+        if self.history.valid_loss:
+            valid = self.history.valid_loss[-1]
+            shown["valid"] = f"{valid:.3f}"
+            if self.floor is not None:
+                shown["above floor"] = f"{valid - self.floor:.3f}"
+        return {**shown, "tokens/s": f"{self._speed():.0f}"}
+
+    def _evaluate_if_due(self, log: StepLog) -> None:
+        every, batches = self.cfg.upkeep.eval_every, self.valid_batches
+        due = self.step == self.cfg.total_steps() or (every and self.step % every == 0)
+        if batches is None or not due or self.step in self.history.valid_steps:
             return
-        loss = evaluate(self.model, self.valid_batches, self.cfg.eval_batches)
-        self.history.valid_steps.append(self.step)
-        self.history.valid_loss.append(loss)
+        count, history = self.cfg.upkeep.eval_batches, self.history
+        loss = evaluate(self.model, batches, count)
+        ema, acceptance = None, None
+        if self.average is not None:
+            with self.average.applied(self.model):
+                ema = evaluate(self.model, batches, count)
+        if len(getattr(self.model, "mtp", ())) > 0 and self.cfg.mtp_weight_at(self.step) > 0:
+            acceptance = mtp_acceptance(self.model, batches, count)
+        history.valid_steps.append(self.step)
+        history.valid_loss.append(loss)
+        if ema is not None:
+            history.valid_ema_loss.append(ema)
+        if acceptance is not None:
+            history.valid_acceptance.append(acceptance)
+        log.evaluation(self.position, loss, ema, acceptance, self.floor)
 
     def _save_if_due(self, stop: int) -> None:
-        every = self.cfg.save_every
+        every = self.cfg.upkeep.save_every
         if self.out_dir is not None and (self.step == stop or (every and self.step % every == 0)):
             self.save()
 
     def save(self) -> Path:
-        """Write a checkpoint of the current step below ``out_dir``."""
+        """Write a checkpoint of the current step below ``out_dir``.
+
+        Raises:
+            ValueError: there is no ``out_dir``.
+            CheckpointError: it cannot be written; the ones before are untouched.
+        """
         if self.out_dir is None:
             raise ValueError("this Trainer has no out_dir to save to; give it one")
         state = {
-            "train_config": asdict(self.cfg),
+            "run": self.run,
+            **self.position._asdict(),
+            "settings": self.cfg.flat(),
             "model_config": self.model.config.to_dict(),
+            "data": self._fingerprint(),
+            "ema_updates": self.average.updates if self.average is not None else 0,
             "history": self.history.to_dict(),
         }
-        return save_checkpoint(self.out_dir, self.step, self.model, self.optimizer, state)
+        return save_checkpoint(
+            self.out_dir,
+            self.step,
+            self.model,
+            self.optimizer,
+            state,
+            keep=self.cfg.upkeep.keep,
+            ema=self.average.tensors if self.average is not None else None,
+        )
+
+    def _fingerprint(self) -> str:
+        """Of the training data: the source's own, or that of its first two batches."""
+        own = getattr(self.train_batches, "fingerprint", None)
+        if isinstance(own, str):
+            return own
+        if self._data is None:
+            digest = hashlib.sha256()
+            for step in (0, 1):
+                for tensor in self.train_batches.batch(step):
+                    digest.update(repr(tuple(tensor.shape)).encode())
+                    digest.update(tensor.contiguous().numpy().tobytes())
+            self._data = digest.hexdigest()
+        return self._data
 
     def resume(self, folder: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint as if there had been no pause.
 
+        The settings may differ in what lies ahead (a longer run, another decay) and in what changes
+        no number (when to evaluate and save).
+
         Raises:
-            CheckpointError: it is damaged, of another model, or of a run with other settings.
+            CheckpointError: it is damaged, of another model, of other data, or of a run with other
+                settings; nothing was changed.
         """
-        state = load_checkpoint(folder, self.model, self.optimizer)
-        saved, own = state["train_config"], json_types(asdict(self.cfg))
-        # What an older checkpoint does not mention had its default.
-        saved = {**json_types(asdict(TrainConfig(steps=1))), **saved}
-        changed = [name for name in own if saved[name] != own[name]]
-        if changed:
-            name = changed[0]
+        checkpoint = Checkpoint(folder)
+        state = checkpoint.state
+        position = Position(state["step"], state["tokens"], state["rows"])
+        self._compare_model(checkpoint)
+        if state["data"] != self._fingerprint():
             raise CheckpointError(
-                f"{folder} was trained with {name}={saved[name]!r}, this run has "
-                f"{own[name]!r}: use the same settings, or start a new run from the model's weights"
+                f"{folder} was trained on other data (another source, order or batch): give it the "
+                "same, or start a new run from the model's weights"
             )
-        self.step = state["step"]
-        self.history = History(**state["history"])
+        try:
+            saved = TrainConfig.from_flat(state["settings"])
+            history = History.from_dict(state["history"])
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{folder}: {error}; was it written by a newer version?"
+            ) from error
+        name = self.cfg.differs_before(saved, position)
+        if name is not None:
+            raise CheckpointError(
+                f"{folder} was trained with {name}={saved.flat()[name]!r}, this run has "
+                f"{self.cfg.flat()[name]!r}: use the same settings, or start a new run from the "
+                "model's weights"
+            )
+        if (self.average is None) != (checkpoint.ema is None):
+            raise CheckpointError(f"{folder} and this run disagree on whether there is an average")
+        checkpoint.restore(self.model, self.optimizer)
+        if self.average is not None and checkpoint.ema is not None:
+            self.average.tensors = {n: checkpoint.ema[n] for n in self.average.tensors}
+            self.average.updates = state["ema_updates"]
+        self.position, self.history, self.run = position, history, state["run"]
+
+    def _compare_model(self, checkpoint: Checkpoint) -> None:
+        saved, own = checkpoint.state["model_config"], self.model.config.to_dict()
+        for name in sorted(saved.keys() | own.keys()):
+            if saved.get(name) != own.get(name):
+                raise CheckpointError(
+                    f"{checkpoint.folder} is of another model: {name} is {saved.get(name)!r} there "
+                    f"and {own.get(name)!r} here"
+                )
+        checkpoint.check(self.model)
 
 
 @contextlib.contextmanager
@@ -327,22 +516,20 @@ def _interrupt_held_back() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is ever interrupted
         return
-    caught = []
+    caught: list[int] = []
 
     def remember(signum: int, frame: Any) -> None:
         if caught:
             raise KeyboardInterrupt
         caught.append(signum)
 
-    before = signal.signal(signal.SIGINT, remember)
+    before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+        for signum, handler in before.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
     if caught:
-        raise KeyboardInterrupt
-
-
-def json_types(fields: dict[str, Any]) -> dict[str, Any]:
-    """What ``fields`` are after a trip through JSON: tuples become lists."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+        interrupt = Interrupted()
+        interrupt.terminated = caught[0] == signal.SIGTERM  # type: ignore[attr-defined]
+        raise interrupt
