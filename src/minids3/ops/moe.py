@@ -259,7 +259,9 @@ class _GroupedMM(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        if grad_weight is not None:
+            grad_weight[[e for e, n in enumerate(ctx.counts) if not n]] = 0
         for e, rows in _stretches(ctx.counts):
             if grad_x is not None:
                 torch.mm(grad[rows], weight[e], out=grad_x[rows])
