@@ -5,6 +5,9 @@ import sys
 
 import pytest
 import torch
+from launches import misfits
+
+from minids3.kernels.compile import Spec
 
 MARGIN = 256
 
@@ -52,3 +55,15 @@ def guard(monkeypatch):
     replace(torch, "empty_like")
     replace(torch.Tensor, "new_empty")
     return guard
+
+
+@pytest.fixture(autouse=True)
+def launches_fit_their_specs(monkeypatch):
+    """What a test launches from a Spec has the arguments for which the matrix compiles it."""
+    plain = Spec.launch
+
+    def launch(spec, grid, *args):
+        assert misfits(spec, args) == []
+        plain(spec, grid, *args)
+
+    monkeypatch.setattr(Spec, "launch", launch)

@@ -1,7 +1,15 @@
 """Every kernel compiles for five generations of GPUs, uses its instruction, and does not spill."""
 
-import pytest
+import importlib
+import inspect
+import pkgutil
+import re
 
+import pytest
+import torch
+from launches import misfits
+
+import minids3.kernels
 from minids3.kernels import compile as compiler
 from minids3.kernels.fp8 import decode_e4m3
 from minids3.kernels.language import jit, tl
@@ -120,11 +128,6 @@ def test_matrix(name, compiled):
 
 
 def test_every_kernel_file_has_specs():
-    import importlib
-    import pkgutil
-
-    import minids3.kernels
-
     infrastructure = {"language", "launch", "fp8", "compile", "source"}
     files = {m.name for m in pkgutil.iter_modules(minids3.kernels.__path__)} - infrastructure
     without = [
@@ -133,6 +136,41 @@ def test_every_kernel_file_has_specs():
         if not getattr(importlib.import_module(f"minids3.kernels.{f}"), "SPECS", ())
     ]
     assert without == []
+
+
+def functions():
+    """Every function of ``minids3.kernels`` that Triton compiles, by name."""
+    found = {}
+    for module in pkgutil.iter_modules(minids3.kernels.__path__):
+        space = vars(importlib.import_module(f"minids3.kernels.{module.name}"))
+        for name, value in space.items():
+            if hasattr(value, "arg_names") and value.fn.__module__ == space["__name__"]:
+                found[f"{module.name}.{name}"] = value
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(functions()))
+def test_every_kernel_tells_its_formula(name):
+    text = inspect.getdoc(functions()[name].fn) or ""
+    assert re.search(r"\w.* = .*\w", text), f"{name} says what, not how"
+    if name.endswith("_kernel"):
+        assert re.search(r"\[\w.*\]", text), f"{name} has no shapes"
+
+
+@pytest.mark.parametrize("name", sorted({s.name for s in ALL}))
+def test_every_spec_settles_every_argument_once(name):
+    for spec in (s for s in ALL if s.name == name):
+        given = [*spec.signature, *spec.constexprs]
+        assert sorted(given) == sorted(spec.kernel.arg_names)
+
+
+def test_a_launch_that_does_not_fit_its_spec_is_noticed():
+    spec = compiler.Spec("dot", _dot_kernel, SIGNATURE, {"N": 64})
+    x = torch.zeros(1)
+    assert misfits(spec, (x, x, x)) == []
+    assert misfits(spec, (x, x)) == ["c_ptr"]
+    assert misfits(spec, (x, 3, x)) == ["b_ptr: int for *fp16"]
+    assert misfits(spec, (x, x, x, 4)) == ["one more: 4"]
 
 
 def test_hundreds_of_jobs_do_not_fill_a_pipe():

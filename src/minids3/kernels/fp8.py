@@ -14,7 +14,10 @@ __all__ = ["decode_e4m3", "encode_e4m3"]
 
 @jit
 def decode_e4m3(code):  # noqa: ANN001, ANN201
-    """The number of each E4M3 ``code`` (uint8 block), as FP16: exact, NaN included."""
+    """x = (-1)^s 2^(e - 7) (1 + m / 8) of each E4M3 ``code`` seeeemmm (uint8), as FP16: exact.
+
+    e = 0: (-1)^s 2^-6 m / 8. e = 15 and m = 7: NaN.
+    """
     wide = code.to(tl.int16)
     # The sign moves as a bit: a minus before a zero would be lost on a GPU.
     bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
@@ -24,7 +27,7 @@ def decode_e4m3(code):  # noqa: ANN001, ANN201
 
 @jit
 def encode_e4m3(x):  # noqa: ANN001, ANN201
-    """The E4M3 code (uint8) nearest to each FP32 number, ties to even, saturating at 448."""
+    """code = argmin |x - decode_e4m3(code)| for each FP32 number, ties to even; |x| > 448 as 448."""
     bits = x.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     sign = (bits >> 24) & 0x80

@@ -216,20 +216,13 @@ def _settle(
         "b_scale_ptr": "*fp32",
     }
     signature |= {"y_ptr": "*bf16" if blocks else "*fp32", "M": "i32", "N": "i32", "K": "i32"}
+    constexprs = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "GROUP_M": GROUP_M}
+    constexprs |= {"EVEN_K": even, "B_BLOCKS": blocks, "NATIVE": native, "TILES": tiles}
     return Spec(
         "fp8_gemm",
         _fp8_gemm_kernel,
         signature,
-        {
-            "BLOCK_M": block_m,
-            "BLOCK_N": block_n,
-            "BLOCK_K": block_k,
-            "GROUP_M": GROUP_M,
-            "EVEN_K": even,
-            "B_BLOCKS": blocks,
-            "NATIVE": native,
-            "TILES": tiles,
-        },
+        constexprs,
         warps,
         stages,
         ("M", "N", "K") if even else ("K",),

@@ -12,6 +12,8 @@ to full tiles, needs the padded total on the CPU and moves rows that nobody want
 # ruff: noqa: ANN001, ANN201, ANN202  (kernels' arguments have no Python types)
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,7 +37,11 @@ __all__ = [
 
 @jit
 def find_tile(counts_ptr, tile, n_experts, BLOCK_M: tl.constexpr, E_PAD: tl.constexpr):
-    """Expert, first row and end of that expert's rows, for a tile; expert >= n_experts: no tile."""
+    """Expert, first row and end of that expert's rows, for a tile; expert >= n_experts: no tile.
+
+    With tiles[e] = ceil(counts[e] / BLOCK_M): expert = the first with sum_(i <= expert) tiles[i] >
+    tile; first = sum_(i < expert) counts[i] + BLOCK_M (tile - sum_(i < expert) tiles[i]).
+    """
     e = tl.arange(0, E_PAD)
     counts = tl.load(counts_ptr + e, mask=e < n_experts, other=0).to(tl.int32)
     tiles = (counts + BLOCK_M - 1) // BLOCK_M
@@ -49,7 +55,10 @@ def find_tile(counts_ptr, tile, n_experts, BLOCK_M: tl.constexpr, E_PAD: tl.cons
 
 @jit
 def place_of(program, m_tiles, n_tiles, GROUP_M: tl.constexpr):
-    """Tile row and column of a program: bands of GROUP_M tile rows, so that the L2 cache helps."""
+    """Tile row and column of a program: bands of GROUP_M tile rows, so that the L2 cache helps.
+
+    row = GROUP_M band + i mod height, column = i div height, with i = program mod (GROUP_M n_tiles).
+    """
     band = program // (GROUP_M * n_tiles)
     height = tl.minimum(m_tiles - band * GROUP_M, GROUP_M)
     within = program % (GROUP_M * n_tiles)
@@ -66,8 +75,6 @@ def _grouped_gemm_kernel(
     n_experts,
     N,
     K,
-    stride_n,
-    stride_k,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -78,6 +85,11 @@ def _grouped_gemm_kernel(
     TILES: tl.constexpr,
     TRANSPOSED: tl.constexpr,
 ):
+    """y[m, n] = sum_k x[m, k] w[e, n, k] (TRANSPOSED) or sum_k x[m, k] w[e, k, n]; e owns row m.
+
+    x [M, K], sorted by expert; w [E, N, K] or [E, K, N]; counts [E]; y [M, N]. EVEN_N, EVEN_K: the
+    blocks divide N and K, so no masks. TILES: x_ptr and w_ptr are tensor descriptors.
+    """
     tile, n_tile = place_of(tl.program_id(0), m_tiles, tl.cdiv(N, BLOCK_N), GROUP_M)
     expert, first, end = find_tile(counts_ptr, tile, n_experts, BLOCK_M, E_PAD)
     if expert >= n_experts:
@@ -89,7 +101,10 @@ def _grouped_gemm_kernel(
     if not TILES:
         x_at = x_ptr + tl.minimum(rows, end - 1).to(tl.int64)[:, None] * K + k[None, :]
         w_ptr += expert.to(tl.int64) * N * K
-        w_at = w_ptr + columns.to(tl.int64)[None, :] * stride_n + k.to(tl.int64)[:, None] * stride_k
+        if TRANSPOSED:
+            w_at = w_ptr + columns.to(tl.int64)[None, :] * K + k[:, None]
+        else:
+            w_at = w_ptr + k.to(tl.int64)[:, None] * N + columns[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for at in range(0, K, BLOCK_K):
         if TILES:
@@ -111,7 +126,7 @@ def _grouped_gemm_kernel(
         total = tl.dot(x, w, total, input_precision="ieee")
         if not TILES:
             x_at += BLOCK_K
-            w_at += BLOCK_K * stride_k
+            w_at += BLOCK_K if TRANSPOSED else BLOCK_K * N
     y_at = y_ptr + rows.to(tl.int64)[:, None] * N + columns[None, :]
     inside = (rows < end)[:, None] & (columns < N)[None, :]
     tl.store(y_at, total.to(y_ptr.dtype.element_ty), mask=inside)
@@ -131,6 +146,10 @@ def _grouped_wgrad_kernel(
     BLOCK_R: tl.constexpr,
     E_PAD: tl.constexpr,
 ):
+    """dw[e, n, k] = sum over the rows r of expert e: g[r, n] x[r, k].
+
+    g [M, N] and x [M, K], sorted by expert; counts [E]; dw [E, N, K], 0 where e has no rows.
+    """
     expert = tl.program_id(1)
     n_tile = tl.program_id(0) % tl.cdiv(N, BLOCK_N)
     k_tile = tl.program_id(0) // tl.cdiv(N, BLOCK_N)
@@ -183,7 +202,7 @@ def grouped_gemm_nt(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """
     _check_grouped(x, weight, counts, 2)
     n, k = weight.shape[1:]
-    return _grouped_gemm(x, weight, counts, n, k, k, 1)
+    return _grouped_gemm(x, weight, counts, n, k, transposed=True)
 
 
 def grouped_gemm_nn(grad: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
@@ -197,7 +216,7 @@ def grouped_gemm_nn(grad: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """
     _check_grouped(grad, weight, counts, 1)
     n, k = weight.shape[1:]
-    return _grouped_gemm(grad, weight, counts, k, n, 1, k)
+    return _grouped_gemm(grad, weight, counts, k, n, transposed=False)
 
 
 def grouped_wgrad(grad: Tensor, x: Tensor, counts: Tensor) -> Tensor:
@@ -219,29 +238,16 @@ def grouped_wgrad(grad: Tensor, x: Tensor, counts: Tensor) -> Tensor:
     out = x.new_empty(n_experts, n, k)
     if out.numel() == 0:
         return out
-    block_n, block_k, block_r, warps, stages = _config(x, x.shape[0])
-    if x.dtype == torch.float32:
-        block_r = 16  # without tensor cores a longer side spills registers
-    _grouped_wgrad_kernel[(cdiv(n, block_n) * cdiv(k, block_k), n_experts)](
-        grad,
-        x,
-        counts,
-        out,
-        n_experts,
-        n,
-        k,
-        BLOCK_N=block_n,
-        BLOCK_K=block_k,
-        BLOCK_R=block_r,
-        E_PAD=power_of_two_from(n_experts),
-        num_warps=warps,
-        num_stages=stages,
-    )
+    # fp32: without tensor cores a longer side spills registers
+    tile = _PLAIN if x.dtype == torch.float32 else _config(x, x.shape[0])
+    spec = _settle_wgrad("bf16", tile, power_of_two_from(n_experts))
+    grid = cdiv(n, tile[0]) * cdiv(k, tile[1]), n_experts
+    spec.launch(grid, grad, x, counts, out, n_experts, n, k)
     return out
 
 
 def _grouped_gemm(
-    x: Tensor, weight: Tensor, counts: Tensor, n: int, k: int, stride_n: int, stride_k: int
+    x: Tensor, weight: Tensor, counts: Tensor, n: int, k: int, transposed: bool
 ) -> Tensor:
     m, n_experts = x.shape[0], counts.numel()
     out = x.new_empty(m, n)
@@ -249,13 +255,16 @@ def _grouped_gemm(
         return out.zero_()
     if out.numel() == 0:
         return out
-    transposed = stride_k == 1
     # Not fp32: it is multiplied without tensor cores, and from whole tiles that spills registers.
     tiles = x.dtype != torch.float32 and copy_engine(x, weight)
-    block_m, block_n, block_k, warps, stages = _config(x, m // n_experts, tiles)
+    tile = _config(x, m // n_experts, tiles)
+    block_m, block_n, block_k = tile[:3]
     m_tiles = most_tiles(m, n_experts, block_m)
     side = (block_n, block_k) if transposed else (block_k, block_n)
-    _grouped_gemm_kernel[(m_tiles * cdiv(n, block_n),)](
+    even = n % block_n == 0, k % block_k == 0
+    spec = _settle("bf16", tile, power_of_two_from(n_experts), *even, tiles, transposed)
+    spec.launch(
+        (m_tiles * cdiv(n, block_n),),
         in_tiles(x, block_m, block_k) if tiles else x,
         in_tiles(weight, *side) if tiles else weight,
         counts,
@@ -264,32 +273,24 @@ def _grouped_gemm(
         n_experts,
         n,
         k,
-        stride_n,
-        stride_k,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        BLOCK_K=block_k,
-        E_PAD=power_of_two_from(n_experts),
-        GROUP_M=8,
-        EVEN_N=n % block_n == 0,
-        EVEN_K=k % block_k == 0,
-        TILES=tiles,
-        TRANSPOSED=transposed,
-        num_warps=warps,
-        num_stages=stages,
     )
     return out
 
 
-def _config(x: Tensor, rows: int, tiles: bool = False) -> tuple[int, int, int, int, int]:
-    """BLOCK_M, BLOCK_N, BLOCK_K, warps, stages for about so many rows per expert."""
+_Tile = tuple[int, int, int, int, int]  # three sides of a tile, warps, stages of the pipeline
+_LARGE, _LOW, _WIDE = (128, 128, 64, 8, 3), (64, 128, 64, 4, 3), (128, 256, 64, 8, 4)
+_PLAIN, _FP32 = (64, 64, 16, 4, 2), (64, 64, 32, 4, 2)
+
+
+def _config(x: Tensor, rows: int, tiles: bool = False) -> _Tile:
+    """The tile for about so many rows per expert."""
     if x.dtype == torch.float32:
-        return 64, 64, 32, 4, 2
+        return _FP32
     if capability(x.device) < (8, 0):
-        return 64, 64, 16, 4, 2  # no tensor cores through Triton: small, or registers spill
+        return _PLAIN  # no tensor cores through Triton: small, or registers spill
     if rows < 64:  # small experts: tall tiles would be mostly padding
-        return 64, 128, 64, 4, 3
-    return (128, 256, 64, 8, 4) if tiles and capability(x.device)[0] == 9 else (128, 128, 64, 8, 3)
+        return _LOW
+    return _WIDE if tiles and capability(x.device)[0] == 9 else _LARGE
 
 
 def _check_grouped(x: Tensor, weight: Tensor, counts: Tensor, inner: int) -> None:
@@ -311,39 +312,46 @@ def _check_grouped(x: Tensor, weight: Tensor, counts: Tensor, inner: int) -> Non
         )
 
 
-_INTEGERS = {"m_tiles": "i32", "n_experts": "i32", "N": "i32", "K": "i32"}
+@cache
+def _settle(
+    kind: str, tile: _Tile, e_pad: int, even_n: bool, even_k: bool, tiles: bool, transposed: bool
+) -> Spec:
+    """The product with its constants: what is launched is what ``SPECS`` compiles."""
+    block_m, block_n, block_k, warps, stages = tile
+    side = (block_n, block_k) if transposed else (block_k, block_n)
+    signature = {
+        "x_ptr": operand(kind, (block_m, block_k) if tiles else None),
+        "w_ptr": operand(kind, side if tiles else None),
+        "counts_ptr": "*i64",
+        "y_ptr": f"*{kind}",
+    }
+    signature |= dict.fromkeys(("m_tiles", "n_experts", "N", "K"), "i32")
+    constexprs = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "E_PAD": e_pad}
+    constexprs |= {"GROUP_M": 8, "EVEN_N": even_n, "EVEN_K": even_k}
+    constexprs |= {"TILES": tiles, "TRANSPOSED": transposed}
+    return Spec("gemm", _grouped_gemm_kernel, signature, constexprs, warps, stages, ("N", "K"))
+
+
+@cache
+def _settle_wgrad(kind: str, tile: _Tile, e_pad: int) -> Spec:
+    block_n, block_k, block_r, warps, stages = tile
+    signature = dict.fromkeys(("g_ptr", "x_ptr", "dw_ptr"), f"*{kind}") | {"counts_ptr": "*i64"}
+    signature |= dict.fromkeys(("n_experts", "N", "K"), "i32")
+    constexprs = {"BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_R": block_r, "E_PAD": e_pad}
+    return Spec("wgrad", _grouped_wgrad_kernel, signature, constexprs, warps, stages, ("N", "K"))
+
+
+def _gemm(name: str, kind: str, tile: _Tile, *, tiles: bool = False, **changes: Any) -> Spec:
+    settled = _settle(kind, tile, 256, True, True, tiles, "_nt_" in name)
+    return replace(settled, name=name, **changes)
+
+
+def _wgrad(name: str, kind: str, tile: _Tile, **changes: Any) -> Spec:
+    return replace(_settle_wgrad(kind, tile, 256), name=name, **changes)
+
+
 _MODERN = ("sm_80", "sm_89", "sm_90", "sm_100")
 _CORES = {"sm_80": r"mma\.sync", "sm_89": r"mma\.sync", "sm_90": "wgmma", "sm_100": "tcgen05"}
-
-
-def _gemm(
-    name: str, kind: str, tile: tuple[int, ...], *, tiles: bool = False, **changes: Any
-) -> Spec:
-    transposed = "_nt_" in name
-    unit, other = ("stride_k", "stride_n") if transposed else ("stride_n", "stride_k")
-    m, n, k = tile[:3]
-    shapes = {"x_ptr": (m, k), "w_ptr": (n, k) if transposed else (k, n)}
-    signature = {a: operand(kind, shape if tiles else None) for a, shape in shapes.items()}
-    signature |= {"counts_ptr": "*i64", "y_ptr": f"*{kind}", **_INTEGERS, other: "i32"}
-    constexprs = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), tile, strict=False))
-    constexprs |= {"E_PAD": 256, "GROUP_M": 8, "EVEN_N": True, "EVEN_K": True}
-    constexprs |= {"TILES": tiles, "TRANSPOSED": transposed}
-    constexprs[unit] = 1  # a stride of 1 becomes a constant at every launch
-    divisible = ("N", "K", other)
-    return Spec(name, _grouped_gemm_kernel, signature, constexprs, *tile[3:], divisible, **changes)
-
-
-def _wgrad(name: str, kind: str, tile: tuple[int, ...], **changes: Any) -> Spec:
-    signature = {"g_ptr": f"*{kind}", "x_ptr": f"*{kind}", "counts_ptr": "*i64"}
-    signature |= {"dw_ptr": f"*{kind}", "n_experts": "i32", "N": "i32", "K": "i32"}
-    constexprs = dict(zip(("BLOCK_N", "BLOCK_K", "BLOCK_R"), tile, strict=False))
-    constexprs["E_PAD"] = 256
-    divisible = ("N", "K")
-    return Spec(name, _grouped_wgrad_kernel, signature, constexprs, *tile[3:], divisible, **changes)
-
-
-_LARGE, _LOW, _PLAIN = (128, 128, 64, 8, 3), (64, 128, 64, 4, 3), (64, 64, 16, 4, 2)
-_WIDE = (128, 256, 64, 8, 4)
 _TILED = ("sm_90", "sm_100")
 _OF_TILES: dict[str, Any] = {"tiles": True, "expects": _CORES}
 SPECS = (
@@ -358,7 +366,7 @@ SPECS = (
     _gemm("grouped_gemm_nn_bf16_tiles_low", "bf16", _LOW, targets=_TILED, **_OF_TILES),
     _gemm("grouped_gemm_nt_fp16_t4", "fp16", _PLAIN, targets=("sm_75",)),
     _gemm("grouped_gemm_nn_fp16_t4", "fp16", _PLAIN, targets=("sm_75",)),
-    _gemm("grouped_gemm_nt_fp32", "fp32", (64, 64, 32, 4, 2)),
+    _gemm("grouped_gemm_nt_fp32", "fp32", _FP32),
     _wgrad("grouped_wgrad_bf16", "bf16", _LARGE, targets=_MODERN, expects=_CORES),
     _wgrad("grouped_wgrad_fp16_t4", "fp16", _PLAIN, targets=("sm_75",)),
     _wgrad("grouped_wgrad_fp32", "fp32", _PLAIN),

@@ -12,7 +12,8 @@ Such a tile must not mix two experts: ``moe_quant.grouped_quant_transposed`` see
 # ruff: noqa: ANN001, ANN202  (kernels' arguments have no Python types)
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -58,6 +59,11 @@ def _fp8_grouped_gemm_kernel(
     NATIVE: tl.constexpr,
     TILES: tl.constexpr,
 ):
+    """y[m, n] = sum_t sa[m, t] sb[e, n, t] sum_(k in t) a[m, k] b[e, n, k]; e owns row m.
+
+    t are the tiles of 128 k. a [M, K] and b [E, N, K] E4M3, y [M, N]; a_scale [M, K/128], b_scale
+    [E, N/128, K/128], counts [E]. EVEN_K, NATIVE, TILES as in ``kernels.gemm``.
+    """
     tile, n_tile = place_of(tl.program_id(0), m_tiles, tl.cdiv(N, BLOCK_N), GROUP_M)
     expert, first, end = find_tile(counts_ptr, tile, n_experts, BLOCK_M, E_PAD)
     if expert >= n_experts:
@@ -116,6 +122,11 @@ def _fp8_grouped_wgrad_kernel(
     NATIVE: tl.constexpr,
     TILES: tl.constexpr,
 ):
+    """dw[e, n, k] = sum_t sg[n, t] sx[k, t] sum_(r in t) g[n, r] x[k, r], t the tiles of expert e.
+
+    g [N, 128 T] and x [K, 128 T] E4M3, a tile being 128 rows of one expert; g_scale [N, T] and
+    x_scale [K, T] with T = row_tiles; counts [E] rows; dw [E, N, K], 0 where e has no tile.
+    """
     expert = tl.program_id(1)
     n_tile = tl.program_id(0) % tl.cdiv(N, BLOCK_N)
     k_tile = tl.program_id(0) // tl.cdiv(N, BLOCK_N)
@@ -198,11 +209,14 @@ def fp8_grouped_gemm_nt(
     tile = _fp8_config(a.device, native)
     if native and m < 64 * n_experts:  # small experts: tall tiles would be mostly padding
         tile = _LOW
-    block_m, block_n, block_k, warps, stages = tile
+    block_m, block_n, block_k = tile[:3]
     if not native:
         a, b = a.view(torch.uint8), b.view(torch.uint8)
     m_tiles = most_tiles(m, n_experts, block_m)
-    _fp8_grouped_gemm_kernel[(m_tiles * cdiv(n, block_n),)](
+    e_pad = power_of_two_from(n_experts)
+    spec = _settle(tile, e_pad, k % block_k == 0, native, tiles)
+    spec.launch(
+        (m_tiles * cdiv(n, block_n),),
         in_tiles(a, block_m, block_k) if tiles else a,
         a_scale,
         in_tiles(b, block_n, block_k) if tiles else b,
@@ -213,16 +227,6 @@ def fp8_grouped_gemm_nt(
         n_experts,
         n,
         k,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        BLOCK_K=block_k,
-        E_PAD=power_of_two_from(n_experts),
-        GROUP_M=8,
-        EVEN_K=k % block_k == 0,
-        NATIVE=native,
-        TILES=tiles,
-        num_warps=warps,
-        num_stages=stages,
     )
     return out
 
@@ -264,10 +268,13 @@ def fp8_grouped_wgrad(
     if out.numel() == 0:
         return out
     native, tiles = fp8_mode(x.device) == "native", copy_engine(grad, x)
-    block_n, block_k, block_r, warps, stages = _fp8_config(x.device, native, wgrad=True)
+    tile = _fp8_config(x.device, native, wgrad=True)
+    block_n, block_k, block_r = tile[:3]
     if not native:
         grad, x = grad.view(torch.uint8), x.view(torch.uint8)
-    _fp8_grouped_wgrad_kernel[(cdiv(n, block_n) * cdiv(k, block_k), n_experts)](
+    spec = _settle_wgrad(tile, power_of_two_from(n_experts), native, tiles)
+    spec.launch(
+        (cdiv(n, block_n) * cdiv(k, block_k), n_experts),
         in_tiles(grad, block_n, block_r) if tiles else grad,
         grad_scale,
         in_tiles(x, block_k, block_r) if tiles else x,
@@ -278,33 +285,61 @@ def fp8_grouped_wgrad(
         n_experts,
         n,
         k,
-        BLOCK_N=block_n,
-        BLOCK_K=block_k,
-        BLOCK_R=block_r,
-        E_PAD=power_of_two_from(n_experts),
-        NATIVE=native,
-        TILES=tiles,
-        num_warps=warps,
-        num_stages=stages,
     )
     return out
 
 
 # Three sides of a tile, warps, stages of the pipeline; the third side divides 128. Registers
 # decide: a vector of scales on both sides, as in wgrad, leaves room for half a tile.
+_Tile = tuple[int, int, int, int, int]
 _LARGE, _LOW = (128, 128, 128, 8, 3), (64, 128, 128, 4, 3)
 _HOPPER, _HOPPER_WGRAD, _WGRAD = (128, 128, 128, 8, 4), (64, 128, 128, 4, 4), (128, 64, 128, 8, 3)
 _A100, _T4 = (64, 64, 128, 4, 2), (64, 64, 16, 4, 2)
 
 
-def _fp8_config(
-    device: torch.device, native: bool, wgrad: bool = False
-) -> tuple[int, int, int, int, int]:
+def _fp8_config(device: torch.device, native: bool, wgrad: bool = False) -> _Tile:
     if native and capability(device)[0] == 9:
         return _HOPPER_WGRAD if wgrad else _HOPPER
     if native:
         return _WGRAD if wgrad else _LARGE
     return _A100 if capability(device) >= (8, 0) else _T4
+
+
+@cache
+def _settle(tile: _Tile, e_pad: int, even: bool, native: bool, tiles: bool) -> Spec:
+    """The product with its constants: what is launched is what ``SPECS`` compiles."""
+    block_m, block_n, block_k, warps, stages = tile
+    kind = "fp8e4nv" if native else "u8"
+    signature = {
+        "a_ptr": operand(kind, (block_m, block_k) if tiles else None),
+        "b_ptr": operand(kind, (block_n, block_k) if tiles else None),
+        "counts_ptr": "*i64",
+        "y_ptr": "*bf16",
+    }
+    signature |= dict.fromkeys(("a_scale_ptr", "b_scale_ptr"), "*fp32")
+    signature |= dict.fromkeys(("m_tiles", "n_experts", "N", "K"), "i32")
+    constexprs = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "E_PAD": e_pad}
+    constexprs |= {"GROUP_M": 8, "EVEN_K": even, "NATIVE": native, "TILES": tiles}
+    return Spec("gemm", _fp8_grouped_gemm_kernel, signature, constexprs, warps, stages, ("N", "K"))
+
+
+@cache
+def _settle_wgrad(tile: _Tile, e_pad: int, native: bool, tiles: bool) -> Spec:
+    block_n, block_k, block_r, warps, stages = tile
+    kind = "fp8e4nv" if native else "u8"
+    signature = {
+        "g_ptr": operand(kind, (block_n, block_r) if tiles else None),
+        "x_ptr": operand(kind, (block_k, block_r) if tiles else None),
+        "counts_ptr": "*i64",
+        "dw_ptr": "*fp32",
+    }
+    signature |= dict.fromkeys(("g_scale_ptr", "x_scale_ptr"), "*fp32")
+    signature |= dict.fromkeys(("row_tiles", "n_experts", "N", "K"), "i32")
+    constexprs = {"BLOCK_N": block_n, "BLOCK_K": block_k, "BLOCK_R": block_r, "E_PAD": e_pad}
+    constexprs |= {"NATIVE": native, "TILES": tiles}
+    return Spec(
+        "wgrad", _fp8_grouped_wgrad_kernel, signature, constexprs, warps, stages, ("N", "K")
+    )
 
 
 _NATIVE = ("sm_89", "sm_90", "sm_100")
@@ -313,35 +348,15 @@ _CORES |= {"sm_80": r"mma\.sync.*f16"}
 
 
 def _spec(
-    name: str,
-    tile: tuple[int, ...],
-    targets: tuple[str, ...],
-    even: bool = True,
-    tiles: bool = False,
+    name: str, tile: _Tile, targets: tuple[str, ...], even: bool = True, tiles: bool = False
 ) -> Spec:
     native = targets[0] in _NATIVE
-    kind = "fp8e4nv" if native else "u8"
     if "wgrad" in name:
-        kernel, operands = _fp8_grouped_wgrad_kernel, ("g", "x")
-        sides = ("BLOCK_N", "BLOCK_K", "BLOCK_R")
-        extra: dict[str, Any] = {}
-        signature = {"dw_ptr": "*fp32", "row_tiles": "i32"}
+        settled = _settle_wgrad(tile, 256, native, tiles)
     else:
-        kernel, operands = _fp8_grouped_gemm_kernel, ("a", "b")
-        sides = ("BLOCK_M", "BLOCK_N", "BLOCK_K")
-        extra = {"GROUP_M": 8, "EVEN_K": even}
-        signature = {"y_ptr": "*bf16", "m_tiles": "i32"}
-    for name_, side in zip(operands, tile, strict=False):
-        signature[f"{name_}_ptr"] = operand(kind, (side, tile[2]) if tiles else None)
-        signature[f"{name_}_scale_ptr"] = "*fp32"
-    signature |= {"n_experts": "i32", "N": "i32", "K": "i32", "counts_ptr": "*i64"}
-    constexprs = {**dict(zip(sides, tile, strict=False)), **extra}
-    constexprs |= {"E_PAD": 256, "NATIVE": native, "TILES": tiles}
+        settled = _settle(tile, 256, even, native, tiles)
     expects = {} if targets == ("sm_75",) else _CORES
-    divisible = ("N", "K")
-    return Spec(
-        name, kernel, signature, constexprs, *tile[3:], divisible, expects=expects, targets=targets
-    )
+    return replace(settled, name=name, targets=targets, expects=expects)
 
 
 SPECS = (

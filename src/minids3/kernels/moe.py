@@ -11,6 +11,7 @@ What lies between the two moves can be imported from here as well: the grouped p
 # ruff: noqa: ANN001, ANN202  (kernels' arguments have no Python types)
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,6 +53,10 @@ def _permute_kernel(
     TOP_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """y[inverse[n K + k]] = x[n] for each slot k of token n.
+
+    x [N, D]; inverse [N K], K = TOP_K; y [N K, D]. A program copies BLOCK columns of one token.
+    """
     token = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + token * D + d, mask=d < D)
@@ -71,6 +76,10 @@ def _unpermute_kernel(
     BLOCK: tl.constexpr,
     WEIGHTED: tl.constexpr,
 ):
+    """out[n] = sum_k w[n, k] y[inverse[n K + k]], w = 1 unless WEIGHTED; summed in fp32.
+
+    y [N K, D], K = TOP_K; weights w [N, K]; inverse [N K]; out [N, D].
+    """
     token = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -95,6 +104,11 @@ def _combine_bwd_kernel(
     TOP_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """dy[i] = w[n, k] g[n],  dw[n, k] = sum_d g[n, d] y[i, d],  with i = inverse[n K + k].
+
+    grad g [N, D]; y and grad_y dy [N K, D]; weights w and grad_weights dw [N, K]. One program a
+    pair (n, k).
+    """
     pair = tl.program_id(0).to(tl.int64)
     grad_ptr += pair // TOP_K * D
     place = tl.load(inverse_ptr + pair).to(tl.int64)
@@ -133,9 +147,7 @@ def permute(x: Tensor, *, inverse: Tensor, top_k: int) -> Tensor:
         return out
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     block = _block(d)
-    _permute_kernel[(n, cdiv(d, block))](
-        x.view(bits), inverse, out.view(bits), d, TOP_K=top_k, BLOCK=block
-    )
+    _permute(top_k, block).launch((n, cdiv(d, block)), x.view(bits), inverse, out.view(bits), d)
     return out
 
 
@@ -174,16 +186,9 @@ def unpermute(
     if out.numel() == 0:
         return out
     block = _block(d)
-    _unpermute_kernel[(n, cdiv(d, block))](
-        y,
-        y if weights is None else weights,
-        inverse,
-        out,
-        d,
-        TOP_K=top_k,
-        BLOCK=block,
-        WEIGHTED=weights is not None,
-    )
+    spec = _unpermute(top_k, block, weights is not None)
+    read = y if weights is None else weights
+    spec.launch((n, cdiv(d, block)), y, read, inverse, out, d)
     return out
 
 
@@ -212,17 +217,8 @@ def combine_bwd(
     grad_y, grad_weights = torch.empty_like(y), torch.empty_like(weights)
     if y.numel() == 0:
         return grad_y, grad_weights.zero_()
-    _combine_bwd_kernel[(weights.numel(),)](
-        grad,
-        y,
-        weights,
-        inverse,
-        grad_y,
-        grad_weights,
-        d,
-        TOP_K=weights.shape[1],
-        BLOCK=_block(d),
-    )
+    spec = _combine_bwd(weights.shape[1], _block(d))
+    spec.launch((weights.numel(),), grad, y, weights, inverse, grad_y, grad_weights, d)
     return grad_y, grad_weights
 
 
@@ -231,26 +227,29 @@ def _block(d: int) -> int:
     return min(1024, power_of_two_from(d))
 
 
-def _spec(name: str, kernel: Any, signature: dict[str, str]) -> Spec:
-    """A kernel of rows: eight experts per token."""
-    constexprs = {"TOP_K": 8, "BLOCK": 1024}
-    if "WEIGHTED" in kernel.arg_names:
-        constexprs["WEIGHTED"] = True
-    signature = {**signature, "inverse_ptr": "*i64", "D": "i32"}
+def _spec(name: str, kernel: Any, tensors: dict[str, str], **constexprs: Any) -> Spec:
+    signature = {**tensors, "inverse_ptr": "*i64", "D": "i32"}
     return Spec(name, kernel, signature, constexprs, divisible=("D",))
 
 
-SPECS = (
-    _spec("permute", _permute_kernel, {"x_ptr": "*i16", "y_ptr": "*i16"}),
-    _spec(
-        "unpermute",
-        _unpermute_kernel,
-        {"y_ptr": "*bf16", "weights_ptr": "*fp32", "out_ptr": "*bf16"},
-    ),
-    _spec(
-        "combine_bwd",
-        _combine_bwd_kernel,
-        {"grad_ptr": "*bf16", "y_ptr": "*bf16", "weights_ptr": "*fp32", "grad_y_ptr": "*bf16"}
-        | {"grad_weights_ptr": "*fp32"},
-    ),
-)
+@cache
+def _permute(top_k: int, block: int) -> Spec:
+    tensors = {"x_ptr": "*i16", "y_ptr": "*i16"}
+    return _spec("permute", _permute_kernel, tensors, TOP_K=top_k, BLOCK=block)
+
+
+@cache
+def _unpermute(top_k: int, block: int, weighted: bool) -> Spec:
+    tensors = {"y_ptr": "*bf16", "weights_ptr": "*fp32", "out_ptr": "*bf16"}
+    constexprs = {"TOP_K": top_k, "BLOCK": block, "WEIGHTED": weighted}
+    return _spec("unpermute", _unpermute_kernel, tensors, **constexprs)
+
+
+@cache
+def _combine_bwd(top_k: int, block: int) -> Spec:
+    tensors = dict.fromkeys(("grad_ptr", "y_ptr", "grad_y_ptr"), "*bf16")
+    tensors |= dict.fromkeys(("weights_ptr", "grad_weights_ptr"), "*fp32")
+    return _spec("combine_bwd", _combine_bwd_kernel, tensors, TOP_K=top_k, BLOCK=block)
+
+
+SPECS = (_permute(8, 1024), _unpermute(8, 1024, True), _combine_bwd(8, 1024))

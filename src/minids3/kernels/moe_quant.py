@@ -3,6 +3,9 @@
 # ruff: noqa: ANN001, ANN202  (kernels' arguments have no Python types)
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -29,6 +32,11 @@ def _swiglu_quant_kernel(
     POWER_OF_TWO: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
+    """h = silu(g) u,  s[m, t] = max over f in t of |h[m, f]| / 448,  q = E4M3(h / s).
+
+    x [M, 2F] holds g, then u; t are tiles of 128 f; q [M, F], scale s [M, F/128]. A program has
+    ROWS rows of one tile.
+    """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tile = tl.program_id(1)
     f = tile * 128 + tl.arange(0, 128)
@@ -60,6 +68,12 @@ def _grouped_quant_transposed_kernel(
     POWER_OF_TWO: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
+    """s[k, t] = max over r in t of |x[r, k]| / 448,  q[k, r in t] = E4M3(x[r, k] / s[k, t]).
+
+    t are tiles of up to 128 rows of one expert, filled up with zeros. x [M, K], sorted by expert,
+    if SCALED E4M3 to be multiplied by x_scale [M, K/128] first; counts [E]; q [K, 128 T] and scale
+    s [K, T] with T = row_tiles.
+    """
     tile = tl.program_id(0)
     expert, first, end = find_tile(counts_ptr, tile, n_experts, 128, E_PAD)
     if expert >= n_experts:
@@ -108,17 +122,9 @@ def swiglu_quant(gate_up: Tensor, power_of_two: bool = False) -> tuple[Tensor, T
     if q.numel() == 0:
         return q, scale
     native = fp8_mode(gate_up.device) == "native"
-    rows = 16
-    _swiglu_quant_kernel[(cdiv(m, rows), cdiv(f, TILE))](
-        gate_up,
-        q if native else q.view(torch.uint8),
-        scale,
-        m,
-        f,
-        ROWS=rows,
-        POWER_OF_TWO=power_of_two,
-        NATIVE=native,
-    )
+    spec = _swiglu_quant(power_of_two, native)
+    grid = cdiv(m, spec.constexprs["ROWS"]), cdiv(f, TILE)
+    spec.launch(grid, gate_up, q if native else q.view(torch.uint8), scale, m, f)
     return q, scale
 
 
@@ -158,8 +164,9 @@ def grouped_quant_transposed(
     if q.numel() == 0:
         return q, new_scale
     native = fp8_mode(x.device) == "native"
-    block = 64
-    _grouped_quant_transposed_kernel[(tiles, cdiv(k, block))](
+    spec = _transposed(power_of_two_from(n_experts), scale is not None, power_of_two, native)
+    spec.launch(
+        (tiles, cdiv(k, spec.constexprs["BLOCK_K"])),
         x.view(torch.uint8) if scale is not None and not native else x,
         new_scale if scale is None else scale,
         counts,
@@ -168,48 +175,45 @@ def grouped_quant_transposed(
         tiles,
         n_experts,
         k,
-        BLOCK_K=block,
-        E_PAD=power_of_two_from(n_experts),
-        SCALED=scale is not None,
-        POWER_OF_TWO=power_of_two,
-        NATIVE=native,
     )
     return q, new_scale
 
 
-_NATIVE, _SOFTWARE = ("sm_89", "sm_90", "sm_100"), ("sm_75", "sm_80")
-
-
-def _swiglu_spec(name: str, kind: str, expects: str, targets: tuple[str, ...]) -> Spec:
+@cache
+def _swiglu_quant(power_of_two: bool, native: bool) -> Spec:
+    kind = "*fp8e4nv" if native else "*u8"
     signature = {"x_ptr": "*bf16", "q_ptr": kind, "scale_ptr": "*fp32", "M": "i32", "F": "i32"}
-    constexprs = {"ROWS": 16, "POWER_OF_TWO": False, "NATIVE": kind == "*fp8e4nv"}
-    return Spec(
-        name,
-        _swiglu_quant_kernel,
-        signature,
-        constexprs,
-        divisible=("M", "F"),
-        expects=dict.fromkeys(targets, expects),
-        targets=targets,
+    constexprs = {"ROWS": 16, "POWER_OF_TWO": power_of_two, "NATIVE": native}
+    return Spec("swiglu_quant", _swiglu_quant_kernel, signature, constexprs, divisible=("M", "F"))
+
+
+@cache
+def _transposed(e_pad: int, scaled: bool, power_of_two: bool, native: bool) -> Spec:
+    kind = "*fp8e4nv" if native else "*u8"
+    signature = {"x_ptr": kind if scaled else "*bf16", "q_ptr": kind, "counts_ptr": "*i64"}
+    signature |= dict.fromkeys(("x_scale_ptr", "scale_ptr"), "*fp32")
+    signature |= dict.fromkeys(("row_tiles", "n_experts", "K"), "i32")
+    constexprs = {"BLOCK_K": 64, "E_PAD": e_pad, "SCALED": scaled}
+    constexprs |= {"POWER_OF_TWO": power_of_two, "NATIVE": native}
+    kernel = _grouped_quant_transposed_kernel
+    return Spec("grouped_quant_transposed", kernel, signature, constexprs, divisible=("K",))
+
+
+def _specs(native: bool) -> tuple[Spec, ...]:
+    suffix = "" if native else "_software"
+    targets = ("sm_89", "sm_90", "sm_100") if native else ("sm_75", "sm_80")
+    cast = dict.fromkeys(targets, r"cvt\.rn\.satfinite\.e4m3x2") if native else {}
+    plain, scaled = (_transposed(256, s, True, native) for s in (False, True))
+    return (
+        replace(
+            _swiglu_quant(False, native),
+            name="swiglu_quant" + suffix,
+            expects=cast,
+            targets=targets,
+        ),
+        replace(plain, name=plain.name + suffix, targets=targets),
+        replace(scaled, name=f"{scaled.name}_fp8{suffix}", targets=targets),
     )
 
 
-def _transposed_spec(name: str, targets: tuple[str, ...], scaled: bool) -> Spec:
-    kind = "*fp8e4nv" if targets[0] in _NATIVE else "*u8"
-    signature = {"x_ptr": kind if scaled else "*bf16", "x_scale_ptr": "*fp32", "q_ptr": kind}
-    signature |= {"counts_ptr": "*i64", "scale_ptr": "*fp32"}
-    signature |= {"row_tiles": "i32", "n_experts": "i32", "K": "i32"}
-    constexprs = {"BLOCK_K": 64, "E_PAD": 256, "SCALED": scaled, "POWER_OF_TWO": True}
-    constexprs["NATIVE"] = kind == "*fp8e4nv"
-    kernel = _grouped_quant_transposed_kernel
-    return Spec(name, kernel, signature, constexprs, divisible=("K",), targets=targets)
-
-
-SPECS = (
-    _swiglu_spec("swiglu_quant", "*fp8e4nv", r"cvt\.rn\.satfinite\.e4m3x2", _NATIVE),
-    _swiglu_spec("swiglu_quant_software", "*u8", "", _SOFTWARE),
-    _transposed_spec("grouped_quant_transposed", _NATIVE, False),
-    _transposed_spec("grouped_quant_transposed_fp8", _NATIVE, True),
-    _transposed_spec("grouped_quant_transposed_software", _SOFTWARE, False),
-    _transposed_spec("grouped_quant_transposed_fp8_software", _SOFTWARE, True),
-)
+SPECS = (*_specs(True), *_specs(False))

@@ -12,6 +12,8 @@ now and then a number that lies halfway between two codes.
 # ruff: noqa: ANN001, ANN201, ANN202  (kernels' arguments have no Python types)
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,7 +42,7 @@ TILE = 128
 
 @jit
 def scale_of(largest, POWER_OF_TWO: tl.constexpr, TOP: tl.constexpr = 448.0):
-    """The scale that brings ``largest`` to ``TOP``; 1 where there is nothing to scale."""
+    """s = largest / TOP, or 2^ceil(log2 of it) if POWER_OF_TWO; 1 where there is nothing to scale."""
     scale = tl.div_rn(largest, tl.full(largest.shape, TOP, tl.float32))
     if POWER_OF_TWO:
         tiny = scale < 1.1754943508222875e-38  # subnormal: round up where the bits are regular
@@ -53,14 +55,14 @@ def scale_of(largest, POWER_OF_TWO: tl.constexpr, TOP: tl.constexpr = 448.0):
 
 @jit
 def finite_magnitude(x):
-    """Magnitude of each number, 0 for infinities and NaN: they must not touch a scale."""
+    """|x|, but 0 if |x| = inf or x is NaN: they must not touch a scale."""
     magnitude = tl.abs(x)
     return tl.where(magnitude <= 3.4028234663852886e38, magnitude, 0.0)
 
 
 @jit
 def to_e4m3(x, scale, NATIVE: tl.constexpr):
-    """``x / scale`` as E4M3 (or its code), to nearest even and saturating; ``scale`` broadcasts."""
+    """q = E4M3(x / scale), or its code; to nearest even, |q| at most 448. ``scale`` broadcasts."""
     scaled = tl.div_rn(x, tl.broadcast_to(scale, x.shape))
     if NATIVE:
         return scaled.to(tl.float8e4nv)
@@ -70,7 +72,10 @@ def to_e4m3(x, scale, NATIVE: tl.constexpr):
 
 @jit
 def to_e5m6(x):
-    """The E5M6 number nearest to each, ties to even, saturating at 65,024; as FP16."""
+    """E5M6(x) = x rounded to 1 + 6 bits, ties to even, |x| at most 65,024; as FP16.
+
+    Steps are 2^(e - 6) for 2^e <= |x| < 2^(e + 1), and 2^-20 below 2^-14.
+    """
     bits = x.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     is_nan = magnitude > 0x7F800000
@@ -97,6 +102,11 @@ def _act_quant_kernel(
     POWER_OF_TWO: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
+    """s[m, t] = max over k in t of |x[m, k]| / 448,  q[m, k] = E4M3(x[m, k] / s[m, t]).
+
+    t are tiles of 128 k; x and q [M, K], scale s [M, K/128], n_tiles of them, TILES a program.
+    WHOLE: 128 divides K.
+    """
     # Tiles are numbered row by row, so neighbours in a program are neighbours in memory.
     first = tl.program_id(0).to(tl.int64) * TILES
     within = tl.arange(0, TILES)
@@ -116,6 +126,10 @@ def _act_quant_kernel(
 
 @jit
 def _cache_quant_kernel(x_ptr, kept_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
+    """s = 2^ceil(log2(max over k in t of |x[m, k]| / 65,024)),  kept = E5M6(x / s).
+
+    t are tiles of 128 k; x and kept [M, K], scale s [M, K/128]; ROWS rows of a tile a program.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * 128 + tl.arange(0, 128)
     at = row[:, None] * K + column[None, :]
@@ -141,6 +155,11 @@ def _quant_transposed_kernel(
     POWER_OF_TWO: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
+    """s[k, t] = max over m in t of |x[m, k]| / 448,  q[k, m] = E4M3(x[m, k] / s[k, t]).
+
+    t are tiles of 128 m. x [M, K], if SCALED E4M3 or E5M6 to be multiplied by x_scale [M, K/128]
+    first; q [K, M], scale s [K, M/128]. A program has BLOCK_K columns of one tile.
+    """
     tile = tl.program_id(0)
     row = tile * 128 + tl.arange(0, 128)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -164,6 +183,10 @@ def _quant_transposed_kernel(
 def _weight_quant_kernel(
     w_ptr, q_ptr, scale_ptr, N, K, POWER_OF_TWO: tl.constexpr, NATIVE: tl.constexpr
 ):
+    """s = max over a block of 128 x 128 of |w| / 448,  q = E4M3(w / s).
+
+    w and q [N, K], scale s [N/128, K/128]; one program a block.
+    """
     n = tl.program_id(0) * 128 + tl.arange(0, 128)
     k = tl.program_id(1) * 128 + tl.arange(0, 128)
     at = n.to(tl.int64)[:, None] * K + k[None, :]
@@ -179,6 +202,7 @@ def _weight_quant_kernel(
 
 @jit
 def _weight_dequant_kernel(q_ptr, scale_ptr, w_ptr, N, K, NATIVE: tl.constexpr):
+    """w = q s; q and w [N, K], scale s [N/128, K/128]; one program a block of 128 x 128."""
     n = tl.program_id(0) * 128 + tl.arange(0, 128)
     k = tl.program_id(1) * 128 + tl.arange(0, 128)
     at = n.to(tl.int64)[:, None] * K + k[None, :]
@@ -209,18 +233,9 @@ def act_quant(x: Tensor, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
     if q.numel() == 0:
         return q, scale
     native = fp8_mode(x.device) == "native"
-    tiles = 32
-    _act_quant_kernel[(cdiv(scale.numel(), tiles),)](
-        x,
-        _readable(q, native),
-        scale,
-        scale.numel(),
-        k,
-        TILES=tiles,
-        WHOLE=k % TILE == 0,
-        POWER_OF_TWO=power_of_two,
-        NATIVE=native,
-    )
+    spec = _act_quant(k % TILE == 0, power_of_two, native)
+    grid = (cdiv(scale.numel(), spec.constexprs["TILES"]),)
+    spec.launch(grid, x, _readable(q, native), scale, scale.numel(), k)
     return q, scale
 
 
@@ -240,8 +255,8 @@ def cache_quant(x: Tensor) -> tuple[Tensor, Tensor]:
     kept = torch.empty(m, k, device=x.device, dtype=torch.float16)
     scale = torch.empty(m, cdiv(k, TILE), device=x.device)
     if kept.numel():
-        rows = 16
-        _cache_quant_kernel[(cdiv(m, rows), scale.shape[1])](x, kept, scale, m, k, ROWS=rows)
+        grid = cdiv(m, _CACHE_QUANT.constexprs["ROWS"]), scale.shape[1]
+        _CACHE_QUANT.launch(grid, x, kept, scale, m, k)
     return kept, scale
 
 
@@ -301,16 +316,8 @@ def weight_quant(w: Tensor, power_of_two: bool = False) -> tuple[Tensor, Tensor]
     if q.numel() == 0:
         return q, scale
     native = fp8_mode(w.device) == "native"
-    _weight_quant_kernel[tuple(scale.shape)](
-        w,
-        _readable(q, native),
-        scale,
-        n,
-        k,
-        POWER_OF_TWO=power_of_two,
-        NATIVE=native,
-        num_warps=8,
-    )
+    spec = _weight_quant(power_of_two, native)
+    spec.launch(tuple(scale.shape), w, _readable(q, native), scale, n, k)
     return q, scale
 
 
@@ -332,9 +339,7 @@ def weight_dequant(q: Tensor, scale: Tensor, dtype: torch.dtype = torch.bfloat16
     if w.numel() == 0:
         return w
     native = fp8_mode(q.device) == "native"
-    _weight_dequant_kernel[tuple(scale.shape)](
-        _readable(q, native), scale, w, n, k, NATIVE=native, num_warps=8
-    )
+    _weight_dequant(native).launch(tuple(scale.shape), _readable(q, native), scale, w, n, k)
     return w
 
 
@@ -344,18 +349,15 @@ def _transposed(x: Tensor, x_scale: Tensor | None, power_of_two: bool) -> tuple[
     if q.numel() == 0:
         return q, scale
     native = fp8_mode(x.device) == "native"
-    block = 64
-    _quant_transposed_kernel[(cdiv(m, TILE), cdiv(k, block))](
+    spec = _quant_transposed(x_scale is not None, power_of_two, native)
+    spec.launch(
+        (cdiv(m, TILE), cdiv(k, spec.constexprs["BLOCK_K"])),
         _readable(x, native) if x.dtype == torch.float8_e4m3fn else x,
         scale if x_scale is None else x_scale,
         _readable(q, native),
         scale,
         m,
         k,
-        BLOCK_K=block,
-        SCALED=x_scale is not None,
-        POWER_OF_TWO=power_of_two,
-        NATIVE=native,
     )
     return q, scale
 
@@ -389,54 +391,59 @@ def _readable(q: Tensor, native: bool) -> Tensor:
     return q if native else q.view(torch.uint8)
 
 
-_NATIVE, _SOFTWARE = ("sm_89", "sm_90", "sm_100"), ("sm_75", "sm_80")
+def _spec(name: str, kernel: Any, native: bool, warps: int = 4, **constexprs: Any) -> Spec:
+    """A kernel with its constants: what is launched is what ``SPECS`` compiles."""
+    e4m3 = "*fp8e4nv" if native else "*u8"
+    types = {"x_ptr": "*bf16", "w_ptr": "*bf16", "kept_ptr": "*fp16", "q_ptr": e4m3}
+    types |= dict.fromkeys(("x_scale_ptr", "scale_ptr"), "*fp32")
+    types |= dict.fromkeys(("n_tiles", "M", "N", "K"), "i32")
+    signature = {a: types[a] for a in kernel.arg_names if a in types}
+    return Spec(name, kernel, signature, constexprs, warps, divisible=("M", "N", "K"))
+
+
+@cache
+def _act_quant(whole: bool, power_of_two: bool, native: bool) -> Spec:
+    constexprs = {"TILES": 32, "WHOLE": whole, "POWER_OF_TWO": power_of_two, "NATIVE": native}
+    return _spec("act_quant", _act_quant_kernel, native, **constexprs)
+
+
+@cache
+def _quant_transposed(scaled: bool, power_of_two: bool, native: bool) -> Spec:
+    constexprs = {"SCALED": scaled, "POWER_OF_TWO": power_of_two, "NATIVE": native}
+    return _spec("act_quant_transposed", _quant_transposed_kernel, native, BLOCK_K=64, **constexprs)
+
+
+@cache
+def _weight_quant(power_of_two: bool, native: bool) -> Spec:
+    constexprs = {"POWER_OF_TWO": power_of_two, "NATIVE": native}
+    return _spec("weight_quant", _weight_quant_kernel, native, 8, **constexprs)
+
+
+@cache
+def _weight_dequant(native: bool) -> Spec:
+    return _spec("weight_dequant", _weight_dequant_kernel, native, 8, NATIVE=native)
+
+
+_CACHE_QUANT = _spec("cache_quant", _cache_quant_kernel, True, ROWS=16)
 
 
 def _specs(native: bool) -> tuple[Spec, ...]:
-    e4m3 = "*fp8e4nv" if native else "*u8"
-    suffix = "" if native else "_software"
-    targets = _NATIVE if native else _SOFTWARE
-    flags = {"POWER_OF_TWO": True, "NATIVE": native}
+    def cell(spec: Spec, name: str, x: str = "*bf16") -> Spec:
+        signature = {**spec.signature, "x_ptr": x} if "x_ptr" in spec.signature else spec.signature
+        suffix = "" if native else "_software"
+        return replace(spec, name=name + suffix, signature=signature, targets=targets)
 
-    def spec(name: str, kernel: Any, x: str, sizes: str, warps: int = 4, **constexprs: Any) -> Spec:
-        signature = {"x_ptr": x, "x_scale_ptr": "*fp32", "w_ptr": "*bf16", "q_ptr": e4m3}
-        signature |= {"kept_ptr": "*fp16", "scale_ptr": "*fp32"}
-        signature |= dict.fromkeys(("n_tiles", *sizes.split()), "i32")
-        known = {name: signature[name] for name in kernel.arg_names if name in signature}
-        divisible = ("M", "N", "K")
-        return Spec(name + suffix, kernel, known, constexprs, warps, 3, divisible, targets=targets)
-
-    transposed = {"BLOCK_K": 64, **flags}
+    targets = ("sm_89", "sm_90", "sm_100") if native else ("sm_75", "sm_80")
+    kept = _quant_transposed(True, True, native)
     return (
-        spec("act_quant", _act_quant_kernel, "*bf16", "K", TILES=32, WHOLE=True, **flags),
-        spec("act_quant_ragged", _act_quant_kernel, "*bf16", "K", TILES=32, WHOLE=False, **flags),
-        spec(
-            "act_quant_transposed",
-            _quant_transposed_kernel,
-            "*bf16",
-            "M K",
-            SCALED=False,
-            **transposed,
-        ),
-        spec(
-            "requantize_transposed",
-            _quant_transposed_kernel,
-            e4m3,
-            "M K",
-            SCALED=True,
-            **transposed,
-        ),
-        spec(
-            "requantize_transposed_e5m6",
-            _quant_transposed_kernel,
-            "*fp16",
-            "M K",
-            SCALED=True,
-            **transposed,
-        ),
-        spec("cache_quant", _cache_quant_kernel, "*bf16", "M K", ROWS=16),
-        spec("weight_quant", _weight_quant_kernel, "", "N K", 8, **flags),
-        spec("weight_dequant", _weight_dequant_kernel, "", "N K", 8, NATIVE=native),
+        cell(_act_quant(True, True, native), "act_quant"),
+        cell(_act_quant(False, True, native), "act_quant_ragged"),
+        cell(_quant_transposed(False, True, native), "act_quant_transposed"),
+        cell(kept, "requantize_transposed", kept.signature["q_ptr"]),
+        cell(kept, "requantize_transposed_e5m6", "*fp16"),
+        cell(_CACHE_QUANT, "cache_quant"),
+        cell(_weight_quant(True, native), "weight_quant"),
+        cell(_weight_dequant(native), "weight_dequant"),
     )
 
 
