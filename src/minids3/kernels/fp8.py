@@ -27,7 +27,7 @@ def decode_e4m3(code):  # noqa: ANN001, ANN201
 
 @jit
 def encode_e4m3(x):  # noqa: ANN001, ANN201
-    """code = argmin |x - decode_e4m3(code)| for each FP32 number, ties to even; |x| > 448 as 448."""
+    """code = argmin |x - decode_e4m3(code)| of each FP32 number, ties to even; beyond 448: 448."""
     bits = x.to(tl.int32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     sign = (bits >> 24) & 0x80

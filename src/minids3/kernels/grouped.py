@@ -57,7 +57,7 @@ def find_tile(counts_ptr, tile, n_experts, BLOCK_M: tl.constexpr, E_PAD: tl.cons
 def place_of(program, m_tiles, n_tiles, GROUP_M: tl.constexpr):
     """Tile row and column of a program: bands of GROUP_M tile rows, so that the L2 cache helps.
 
-    row = GROUP_M band + i mod height, column = i div height, with i = program mod (GROUP_M n_tiles).
+    row = GROUP_M band + i mod height, column = i div height; i = program mod (GROUP_M n_tiles).
     """
     band = program // (GROUP_M * n_tiles)
     height = tl.minimum(m_tiles - band * GROUP_M, GROUP_M)

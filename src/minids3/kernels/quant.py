@@ -42,7 +42,7 @@ TILE = 128
 
 @jit
 def scale_of(largest, POWER_OF_TWO: tl.constexpr, TOP: tl.constexpr = 448.0):
-    """s = largest / TOP, or 2^ceil(log2 of it) if POWER_OF_TWO; 1 where there is nothing to scale."""
+    """s = largest / TOP, if POWER_OF_TWO 2^ceil(log2 of it); 1 where there is nothing to scale."""
     scale = tl.div_rn(largest, tl.full(largest.shape, TOP, tl.float32))
     if POWER_OF_TWO:
         tiny = scale < 1.1754943508222875e-38  # subnormal: round up where the bits are regular
