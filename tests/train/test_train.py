@@ -167,6 +167,7 @@ def test_an_interrupted_evaluation_is_made_up_for(monkeypatch):
 def test_a_failed_step_leaves_no_gradient_behind(monkeypatch):
     expected = trainer().fit(progress=False)
     run = trainer()
+
     def out_of_memory(*args):
         monkeypatch.undo()
         raise MemoryError

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from minids3.config import ModelConfig
 from minids3.nn.rope import apply_rope
 
-__all__ = ["GroupedQueryAttention", "LayerCache", "causal_sdpa"]
+__all__ = ["GroupedQueryAttention", "LayerCache", "as_wide_as", "causal_sdpa"]
 
 
 class LayerCache(Protocol):
@@ -48,10 +48,8 @@ def causal_sdpa(
     ):  # a chunk after a cached prefix: PyTorch's is_causal aligns top-left
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
         mask = mask.tril(n_keys - n_queries)
-    # Fused kernels want values as wide as keys. Columns of zeros are cheaper than the plain path.
     narrow = v.shape[-1]
-    if narrow < k.shape[-1]:
-        v = F.pad(v, (0, k.shape[-1] - narrow))
+    v = as_wide_as(v, k)
     out = F.scaled_dot_product_attention(
         q,
         k,
@@ -62,6 +60,12 @@ def causal_sdpa(
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return out[..., :narrow]
+
+
+def as_wide_as(v: Tensor, k: Tensor) -> Tensor:
+    """Values with columns of zeros up to the width of the keys, which fused kernels want."""
+    missing = k.shape[-1] - v.shape[-1]
+    return F.pad(v, (0, missing)) if missing > 0 else v
 
 
 class GroupedQueryAttention(nn.Module):

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from minids3.config import ModelConfig
-from minids3.nn.attention import causal_sdpa
+from minids3.nn.attention import as_wide_as, causal_sdpa
 from minids3.nn.norm import RMSNorm
 from minids3.nn.rope import apply_rope, attention_scale
+from minids3.ops.recompute import recomputable
 
 __all__ = ["LatentAttention", "LatentLayerCache"]
 
@@ -82,22 +83,34 @@ class LatentAttention(nn.Module):
         R // 2]`` if rows differ. ``visible [B, 1, T, S]`` bool: the keys that each query may see;
         default: all up to itself.
         """
-        q_nope, q_rope = self.queries(x, cos, sin)
+        c_q = self.compress_queries(x)
         latent = self.compress(x, cos, sin)
         if cache is not None:
             latent = cache.update(self.layer, latent)
         absorb = self.absorb
         if absorb is None:
             absorb = self.absorbing_is_cheaper(x.shape[1], latent.shape[1])
-        attend = self.attend_absorbed if absorb else self.attend_naive
-        return self.o_proj(attend(q_nope, q_rope, latent, visible).transpose(1, 2).flatten(-2))
+        if absorb:
+            out = self.attend_absorbed(*self.expand_queries(c_q, cos, sin), latent, visible)
+        else:
+            q, k, v = recomputable(self._expand, c_q, latent, cos, sin)
+            out = causal_sdpa(q, k, v, self.scale, visible)[..., : self.v_dim]
+        return self.o_proj(out.transpose(1, 2).flatten(-2))
 
     def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Every head's query: without position ``[B, H, T, dn]``, rotated ``[B, H, T, R]``."""
+        return self.expand_queries(self.compress_queries(x), cos, sin)
+
+    def compress_queries(self, x: Tensor) -> Tensor:
+        """The queries' latent ``[B, T, Cq]``, not yet normed; ``x`` itself where there is none."""
+        return self.q_a_proj(x) if self.compresses_queries else x
+
+    def expand_queries(self, c_q: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``queries`` returns, from what ``compress_queries`` returned."""
         if self.compresses_queries:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+            q = self.q_b_proj(self.q_a_layernorm(c_q))
         else:
-            q = self.q_proj(x)
+            q = self.q_proj(c_q)
         q = q.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         q_nope, q_rope = q.split((self.nope, self.rope), -1)
         return q_nope, apply_rope(q_rope, cos, sin, self.interleaved)
@@ -112,12 +125,24 @@ class LatentAttention(nn.Module):
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Tensor | None = None
     ) -> Tensor:
         """Rebuild keys and values from ``latent [B, S, C + R]``; returns ``[B, H, T, dv]``."""
+        q = torch.cat((q_nope, q_rope), -1)
+        return causal_sdpa(q, *self.keys_and_values(latent), self.scale, visible)
+
+    def keys_and_values(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Every head's key ``[B, H, S, dn + R]`` and value ``[B, H, S, dv]``."""
         c_kv, k_rope = latent.split((self.rank, self.rope), -1)
         kv = self.kv_b_proj(c_kv).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         k_nope, v = kv.split((self.nope, self.v_dim), -1)
         k_rope = k_rope[:, None].expand(-1, self.n_heads, -1, -1)
-        q, k = torch.cat((q_nope, q_rope), -1), torch.cat((k_nope, k_rope), -1)
-        return causal_sdpa(q, k, v, self.scale, visible)
+        return torch.cat((k_nope, k_rope), -1), v
+
+    def _expand(
+        self, c_q: Tensor, latent: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What fused attention reads, and would keep: queries, keys and values of every head."""
+        q = torch.cat(self.expand_queries(c_q, cos, sin), -1)
+        k, v = self.keys_and_values(latent)
+        return q, k, as_wide_as(v, k)
 
     def attend_absorbed(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Tensor | None = None

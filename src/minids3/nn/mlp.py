@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from minids3.ops.activation import swiglu
+from minids3.ops.recompute import recomputable
 
 __all__ = ["SwiGLU"]
 
@@ -20,4 +21,4 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x [..., D]`` to ``[..., D]``, each position on its own."""
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(recomputable(swiglu, self.gate_proj(x), self.up_proj(x)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minids3.config import ModelConfig
 from minids3.nn.gate import Gate
 from minids3.nn.mlp import SwiGLU
+from minids3.ops.activation import swiglu
 from minids3.ops.moe import combine, dispatch, grouped_mm, plan_dispatch
+from minids3.ops.recompute import recomputable
 
 __all__ = ["Experts", "MoE"]
 
@@ -43,8 +44,8 @@ class Experts(nn.Module):
         """
         plan = plan_dispatch(indices, self.gate_up_proj.shape[0])
         rows = dispatch(x, plan)
-        gate, up = self.product(rows, self.gate_up_proj, plan.counts).chunk(2, -1)
-        rows = self.product(F.silu(gate) * up, self.down_proj, plan.counts)
+        gate_up = self.product(rows, self.gate_up_proj, plan.counts)
+        rows = self.product(recomputable(swiglu, gate_up), self.down_proj, plan.counts)
         return combine(rows, weights, plan)
 
     def product(self, x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:

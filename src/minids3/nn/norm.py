@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from minids3.ops.norm import rms_norm
+from minids3.ops.recompute import recomputable
 
 __all__ = ["RMSNorm"]
 
@@ -20,4 +21,4 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x [..., D]``; dtype and shape are kept."""
-        return rms_norm(x, self.weight, self.eps)
+        return recomputable(rms_norm, x, self.weight, self.eps)

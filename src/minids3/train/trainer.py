@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from minids3.model.transformer import Transformer
 from minids3.nn import Routing, record_routing, to_float8
 from minids3.ops.gemm import Float8Recipe
+from minids3.ops.recompute import recomputation
 from minids3.ref.loss import IGNORE_INDEX
 from minids3.train.balance import (
     batch_balance_loss,
@@ -48,7 +49,6 @@ from minids3.train.ema import WeightAverage
 from minids3.train.history import History
 from minids3.train.log import StepLog
 from minids3.train.optim import build_optimizer
-from minids3.train.recompute import recomputation
 from minids3.train.schedule import Schedule
 from minids3.train.settings import Position, TrainConfig
 
@@ -255,7 +255,7 @@ class Trainer:
         real = compute.precision != "fp32" and self.device.type == "cuda"
         with (
             torch.autocast("cuda", torch.bfloat16, enabled=real),
-            recomputation(self.model) if compute.recompute else contextlib.nullcontext(),
+            recomputation() if compute.recompute else contextlib.nullcontext(),
         ):
             yield
 
