@@ -1,15 +1,19 @@
-"""Generation: prefill the prompt once, then one token at a time from the cache."""
+"""Generation: prefill the prompt once, then one token at a time from the cache.
+
+Small fp32 models on a CPU decode through ``infer.prepared``, everything else through the model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minids3.infer.cache import make_cache
+from minids3.infer.cache import KVCache, LatentCache, make_cache
+from minids3.infer.prepared import PreparedDecoder, why_not_prepared
 from minids3.infer.sample import check_settings, sample
 from minids3.model.padding import check_mask
 from minids3.model.transformer import Transformer
@@ -42,6 +46,9 @@ class TextTokenizer(Protocol):
 Prompts = Sequence["Sequence[int] | Tensor"]
 """Prompts of any lengths: lists of ids, or 1-D tensors."""
 
+WORTH_PREPARING = 4
+"""Packing the weights takes as long as one or two steps of the model."""
+
 
 @torch.inference_mode()
 def _steps(
@@ -52,6 +59,7 @@ def _steps(
     temperature: float,
     top_p: float,
     seed: int,
+    compile: bool = False,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row ``[B]``, up to ``max_new_tokens`` times.
 
@@ -67,19 +75,38 @@ def _steps(
             f"{model.config.max_position_embeddings - 1} so that something can follow"
         )
     steps = min(max_new_tokens, room)
+    if steps == 0:
+        return
     generator = torch.Generator(ids.device).manual_seed(seed)
+    capacity = ids.shape[1] + steps
+    if compile:  # few shapes, since each is compiled for itself
+        capacity = max(64, 1 << (capacity - 1).bit_length())
     cache = make_cache(
         model.config,
         batch_size=ids.shape[0],
-        capacity=ids.shape[1] + steps,
+        capacity=min(capacity, model.config.max_position_embeddings),
         dtype=model.lm_head.weight.dtype,
         device=ids.device,
     )
+    decode: Callable[[Tensor], Tensor] | None = None
+    logits = model.lm_head(model.hidden_states(ids, cache, real)[:, -1])
     for step in range(steps):
-        hidden = model.hidden_states(ids, cache, None if step else real)
-        token = sample(model.lm_head(hidden[:, -1]), temperature, top_p, generator)
+        token = sample(logits, temperature, top_p, generator)
         yield token
-        ids = token[:, None]
+        if step + 1 == steps:
+            return
+        if decode is None:
+            decode = _decoder(model, cache, steps - 1, compile)
+        logits = decode(token)
+
+
+def _decoder(
+    model: Transformer, cache: KVCache | LatentCache, steps: int, compile: bool
+) -> Callable[[Tensor], Tensor]:
+    """From a token ``[B]`` to logits ``[B, V]``, the fastest way for ``steps`` steps."""
+    if compile or (steps >= WORTH_PREPARING and why_not_prepared(model) is None):
+        return PreparedDecoder(model, cache, compiled=compile)
+    return lambda token: model.lm_head(model.hidden_states(token[:, None], cache)[:, -1])
 
 
 def _left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -119,6 +146,8 @@ def generate_ids(
     seed: int = ...,
     eos_id: int | None = ...,
     attention_mask: Tensor | None = ...,
+    *,
+    compile: bool = ...,
 ) -> Tensor: ...
 @overload
 def generate_ids(
@@ -129,6 +158,8 @@ def generate_ids(
     top_p: float = ...,
     seed: int = ...,
     eos_id: int | None = ...,
+    *,
+    compile: bool = ...,
 ) -> list[Tensor]: ...
 def generate_ids(
     model: Transformer,
@@ -139,6 +170,8 @@ def generate_ids(
     seed: int = 0,
     eos_id: int | None = None,
     attention_mask: Tensor | None = None,
+    *,
+    compile: bool = False,
 ) -> Tensor | list[Tensor]:
     """Continue a batch of prompts.
 
@@ -154,13 +187,17 @@ def generate_ids(
         seed: of the draws; same seed and batch, same text.
         eos_id: a row that has drawn it is filled with it; all rows done ends the loop.
         attention_mask: ``[B, T]`` bool or integer beside a tensor, 1 for a real token.
+        compile: let ``torch.compile`` fuse the step, for fp32 on a CPU; it needs a C++ compiler and
+            takes minutes for the first text of a batch size and length (to a power of two).
 
     Returns:
         ``[B, T + n]`` int64, prompts included, if ``ids`` is a tensor. Of a list, B 1-D tensors:
         each prompt with its continuation, which ends with the first ``eos_id``.
 
     Raises:
-        ValueError: an empty or too long prompt, a wrong mask, or a setting out of range.
+        ValueError: an empty or too long prompt, a wrong mask, a setting out of range, or
+            ``compile`` for a model that ``PreparedDecoder`` does not take.
+        RuntimeError: ``compile`` without a C++ compiler.
     """
     if isinstance(ids, Tensor):
         real = None
@@ -179,7 +216,8 @@ def generate_ids(
         batch, real = _left_padded(given)
     new: list[Tensor] = []
     done = torch.zeros(batch.shape[0], dtype=torch.bool, device=batch.device)
-    for token in _steps(model, batch, real, max_new_tokens, temperature, top_p, seed):
+    settings = (max_new_tokens, temperature, top_p, seed, compile)
+    for token in _steps(model, batch, real, *settings):
         if eos_id is not None:
             token = token.masked_fill(done, eos_id)
             done = done | (token == eos_id)
@@ -214,6 +252,8 @@ def stream(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    *,
+    compile: bool = False,
 ) -> Iterator[str]:
     """Yield the continuation of ``prompt`` piece by piece, until the end token or the limit.
 
@@ -230,7 +270,7 @@ def stream(
     device = model.lm_head.weight.device
     ids = torch.tensor([tokenizer.encode(prompt, bos=True)], device=device)
     waiting: list[int] = []
-    for token in _steps(model, ids, None, max_new_tokens, temperature, top_p, seed):
+    for token in _steps(model, ids, None, max_new_tokens, temperature, top_p, seed, compile):
         if int(token) == tokenizer.eos_id:
             break
         waiting.append(int(token))
@@ -250,9 +290,12 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    *,
+    compile: bool = False,
 ) -> str:
     """Return the continuation of ``prompt`` (without it); arguments and errors as ``stream``."""
-    return "".join(stream(model, tokenizer, prompt, max_new_tokens, temperature, top_p, seed))
+    settings = (max_new_tokens, temperature, top_p, seed)
+    return "".join(stream(model, tokenizer, prompt, *settings, compile=compile))
 
 
 def stream_to_cell(
@@ -263,11 +306,14 @@ def stream_to_cell(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    *,
+    compile: bool = False,
 ) -> str:
     """Print prompt and continuation as it comes; return the continuation. Else as ``stream``."""
     print(prompt, end="", flush=True)
     pieces = []
-    for piece in stream(model, tokenizer, prompt, max_new_tokens, temperature, top_p, seed):
+    settings = (max_new_tokens, temperature, top_p, seed)
+    for piece in stream(model, tokenizer, prompt, *settings, compile=compile):
         print(piece, end="", flush=True)
         pieces.append(piece)
     print()

@@ -1,0 +1,362 @@
+"""A decoding step for small batches on a CPU, where calls cost more than what they compute.
+
+The model spends some 3,000 calls of PyTorch on a token, most of them on a few numbers. A
+``PreparedDecoder`` does the same step with a third of them:
+
+- what reads the same vector lies in one matrix: ``q_a`` and ``kv_a``; queries, keys and values;
+- RoPE needs no pairs: with the quarter turn J, rotating W h is ``cos * (W h) + sin * (J W h)``, and
+  J W is W with its rows exchanged;
+- gains of norms, the scale of the scores and the absorbed products of MLA are part of the weights;
+- of the experts only the chosen are visited, one after the other, and nothing is sorted.
+
+The numbers are the model's up to the order of summation. The weights are packed when the decoder is
+made, for one text: what is done to the model afterwards does not reach it.
+
+Compiled (by ``torch.compile``) the same step has fixed shapes: attention runs over the whole
+capacity of the cache and a mask, and experts' matrices are read inside the fused product. That
+takes a C++ compiler, and up to two minutes for every new shape.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minids3.config import ModelConfig
+from minids3.infer.cache import KVCache, LatentCache
+from minids3.model.block import Block
+from minids3.model.transformer import Transformer
+from minids3.nn import Experts, Gate, GroupedQueryAttention, LatentAttention, MoE, RMSNorm, SwiGLU
+
+__all__ = ["PreparedDecoder", "why_not_prepared"]
+
+FEW_ROWS = 16
+"""Up to so many tokens times chosen experts, a loop is faster than sorting rows by expert."""
+
+MOST_ADDED = 1 << 20
+"""Reading so many more numbers a layer takes as long as the calls that are saved."""
+
+
+KNOWN = {
+    Transformer, Block, LatentAttention, GroupedQueryAttention, MoE, Gate, Experts, SwiGLU, RMSNorm,
+    nn.Linear, nn.Embedding, nn.ModuleList,
+}  # fmt: skip
+
+
+def why_not_prepared(model: Transformer) -> str | None:
+    """Why a prepared decoder would not do what ``model`` does, or do it no faster; None: it would.
+
+    It knows the library's own layers, in fp32 on a CPU, in evaluation mode, with nobody listening:
+    hooks would not be called.
+    """
+    if model.training:
+        return "the model is in training mode: call model.eval()"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    if nn.modules.module._has_any_global_hook():
+        return "there are hooks on all modules"
+    for name, module in model.named_modules():
+        if name.split(".")[0] == "mtp":
+            continue
+        if type(module) not in KNOWN:
+            return f"{name or 'the model'} is a {type(module).__name__}, not a layer of the library"
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            return f"{name or 'the model'} has a hook"
+        if getattr(module, "absorb", None) is False:
+            return f"{name} has absorb=False"
+        for p in module.parameters(recurse=False):
+            if p.dtype != torch.float32 or p.device.type != "cpu" or type(p) is not nn.Parameter:
+                return f"{name} holds {p.dtype} on {p.device}, not plain fp32 on the CPU"
+    if _added_numbers(model.config) > MOST_ADDED:
+        return "absorbing makes this model's attention weights so large that it does not pay"
+    return None
+
+
+def _added_numbers(cfg: ModelConfig) -> int:
+    """How many more weights a layer's packed attention has than its own."""
+    if cfg.attention == "gqa":
+        return cfg.head_dim * (cfg.num_attention_heads + cfg.num_key_value_heads) * cfg.hidden_size
+    heads, rank, rope = cfg.num_attention_heads, cfg.kv_lora_rank, cfg.qk_rope_head_dim
+    query = cfg.q_lora_rank or cfg.hidden_size
+    packed = heads * ((rank + 2 * rope) * query + rank * cfg.hidden_size)
+    width = cfg.qk_nope_head_dim + rope
+    own = heads * (width * query + cfg.v_head_dim * cfg.hidden_size)
+    return packed - own
+
+
+class _Place(NamedTuple):
+    """Where the new token stands.
+
+    index: the cache's column for it; a tensor ``[1]`` when shapes are fixed.
+    cos, sin: ``[R]``, or ``[B, R]`` if rows have positions of their own.
+    visible: ``[B or 1, S]`` bool, which columns may be seen; None: all up to ``index``.
+    memory: the cache's tensors, layers first.
+    """
+
+    index: int | Tensor
+    cos: Tensor
+    sin: Tensor
+    visible: Tensor | None
+    memory: tuple[Tensor, ...]
+
+    def rotated(self, x: Tensor, turned: Tensor) -> Tensor:
+        """RoPE of ``x [B, heads, R]``, given its quarter turn."""
+        return torch.addcmul(x * self.cos[..., None, :], turned, self.sin[..., None, :])
+
+    def stored(self, memory: Tensor, new: Tensor) -> Tensor:
+        """Put ``new [..., d]`` into its column of ``memory [..., capacity, d]``; all S so far."""
+        if isinstance(self.index, Tensor):
+            return memory.index_copy_(-2, self.index, new[..., None, :])
+        memory[..., self.index, :] = new
+        return memory[..., : self.index + 1, :]
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """Softmax over the visible columns of ``scores [B, ..., S]``."""
+        if self.visible is not None:
+            hidden = ~self.visible[(slice(None),) + (None,) * (scores.ndim - 2)]
+            scores = scores.masked_fill(hidden, -torch.inf)
+        return scores.softmax(-1)
+
+
+class _Norm:
+    """RMSNorm in three calls, or four with the gain."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        width = norm.weight.numel()
+        self.gain = norm.weight * math.sqrt(width)
+        self.root = torch.tensor(math.sqrt(width * norm.eps))
+
+    def unit(self, x: Tensor) -> Tensor:
+        """``x`` without the gain, which the next weight has taken over."""
+        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.root)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.unit(x) * self.gain
+
+
+class _Latent:
+    """Absorbed latent attention."""
+
+    def __init__(self, block: Block, norm: _Norm, attention: LatentAttention) -> None:
+        a, self.norm = attention, norm
+        self.layer, self.rank, self.rope, self.n_heads = a.layer, a.rank, a.rope, a.n_heads
+        c_kv, k_rope = a.kv_a_proj_with_mqa.weight.split((a.rank, a.rope))
+        read = [c_kv, k_rope, _turned(k_rope, a.interleaved)]
+        self.kv_norm, self.q_norm = _Norm(a.kv_a_layernorm), None
+        if a.compresses_queries:
+            self.q_norm = _Norm(a.q_a_layernorm)
+            read.append(a.q_a_proj.weight)
+            query = a.q_b_proj.weight * self.q_norm.gain
+        else:
+            query = a.q_proj.weight * norm.gain
+        self.read, self.sizes = torch.cat(read) * norm.gain, [len(rows) for rows in read]
+        expand = a.kv_b_proj.weight.unflatten(0, (a.n_heads, -1))
+        w_uk, w_uv = expand.split((a.nope, a.v_dim), 1)  # [H, dn, C], [H, dv, C]
+        q_nope, q_rope = query.unflatten(0, (a.n_heads, -1)).split((a.nope, a.rope), 1)
+        parts = (w_uk.mT @ q_nope, q_rope, _turned(q_rope, a.interleaved))
+        self.query = torch.cat(parts, 1).flatten(0, 1) * a.scale  # [H * (C + 2R), Q or D]
+        out = a.o_proj.weight.unflatten(1, (a.n_heads, -1)).permute(1, 2, 0)  # [H, dv, D]
+        self.out = (w_uv.mT @ out).flatten(0, 1)  # [H * C, D]
+
+    def __call__(self, x: Tensor, place: _Place) -> Tensor:
+        h = self.norm.unit(x)
+        c_kv, k, turned, *rest = F.linear(h, self.read).split(self.sizes, -1)
+        k = place.rotated(k[:, None], turned[:, None])[:, 0]
+        keys = place.stored(place.memory[0][self.layer], torch.cat((self.kv_norm(c_kv), k), -1))
+        if self.q_norm is not None:
+            h = self.q_norm.unit(rest[0])
+        q = F.linear(h, self.query).unflatten(-1, (self.n_heads, -1))
+        q, rotary, turned = q.split((self.rank, self.rope, self.rope), -1)
+        q = torch.cat((q, place.rotated(rotary, turned)), -1)  # [B, H, C + R]
+        mean = place.weights(q @ keys.mT) @ keys[..., : self.rank]
+        return torch.addmm(x, mean.flatten(1), self.out)
+
+
+class _Grouped:
+    """Grouped-query attention."""
+
+    def __init__(self, block: Block, norm: _Norm, attention: GroupedQueryAttention) -> None:
+        a, self.norm = attention, norm
+        self.layer, self.head_dim = a.layer, a.head_dim
+        q, k, v = (
+            proj.weight.unflatten(0, (-1, a.head_dim)) for proj in (a.q_proj, a.k_proj, a.v_proj)
+        )
+        q = q * a.head_dim**-0.5
+        read = (q, _turned(q, a.interleaved), k, _turned(k, a.interleaved), v)
+        self.sizes = [len(heads) for heads in read]
+        self.read = torch.cat(read).flatten(0, 1) * norm.gain
+        self.out = a.o_proj.weight.T
+
+    def __call__(self, x: Tensor, place: _Place) -> Tensor:
+        rows = F.linear(self.norm.unit(x), self.read).unflatten(-1, (-1, self.head_dim))
+        q, q_turned, k, k_turned, v = rows.split(self.sizes, 1)
+        keys = place.stored(place.memory[0][self.layer], place.rotated(k, k_turned))
+        values = place.stored(place.memory[1][self.layer], v)
+        q = place.rotated(q, q_turned).unflatten(1, (k.shape[1], -1))  # [B, Hk, H / Hk, d]
+        mean = place.weights(q @ keys.mT) @ values
+        return torch.addmm(x, mean.flatten(1), self.out)
+
+
+class _Dense:
+    """One SwiGLU."""
+
+    def __init__(self, norm: _Norm, mlp: SwiGLU) -> None:
+        self.norm, self.down = norm, mlp.down_proj.weight.T
+        self.gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)) * norm.gain
+
+    def __call__(self, x: Tensor, place: _Place) -> Tensor:
+        return torch.addmm(x, _swiglu(F.linear(self.norm.unit(x), self.gate_up)), self.down)
+
+
+class _Mixture:
+    """The chosen experts and the shared one."""
+
+    def __init__(self, norm: _Norm, moe: MoE) -> None:
+        self.norm, self.gate, self.experts = norm, moe.gate, moe.experts
+        self.gate_up, self.down = moe.experts.gate_up_proj, moe.experts.down_proj
+        self.each = list(zip(self.gate_up, self.down.mT, strict=True))
+        shared = moe.shared_experts
+        if shared is not None:
+            self.shared_gate_up = torch.cat((shared.gate_proj.weight, shared.up_proj.weight))
+            self.shared_down = shared.down_proj.weight.T
+        self.shares = shared is not None
+
+    def __call__(self, x: Tensor, place: _Place) -> Tensor:
+        h = self.norm(x)
+        weights, indices, _ = self.gate(h)
+        if isinstance(place.index, Tensor):
+            x = x + (self.all if indices.numel() >= len(self.gate_up) else self.gathered)(
+                h, indices, weights
+            )
+        elif indices.numel() <= FEW_ROWS:
+            x = self.one_by_one(x, h, indices, weights)
+        else:
+            x = x + self.experts(h, indices, weights)
+        if self.shares:
+            x = torch.addmm(x, _swiglu(F.linear(h, self.shared_gate_up)), self.shared_down)
+        return x
+
+    def one_by_one(self, x: Tensor, h: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """Add to ``x [B, D]`` what each row's experts make of ``h [B, D]``."""
+        rows = []
+        for out, row, chosen in zip(x.split(1), h.split(1), indices.tolist(), strict=True):
+            experts = [self.each[e] for e in chosen]
+            both = torch.cat([F.linear(row, gate_up) for gate_up, _ in experts])
+            hidden = _swiglu(both) * weights[len(rows)][:, None]
+            for (_, down), part in zip(experts, hidden.split(1), strict=True):
+                out = torch.addmm(out, part, down)
+            rows.append(out)
+        return torch.cat(rows)
+
+    def gathered(self, h: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """The same of ``h`` in fixed shapes, for a compiler that fuses gather and product."""
+        both = (self.gate_up[indices] * h[:, None, None]).sum(-1)
+        hidden = _swiglu(both) * weights[..., None]
+        return (self.down[indices] * hidden[:, :, None]).sum((1, 3))
+
+    def all(self, h: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """The same by all experts: where most are chosen by some row, reading them is the work."""
+        share = h.new_zeros(len(h), len(self.gate_up)).scatter_(1, indices, weights)
+        hidden = _swiglu(h @ self.gate_up.mT) * share.T[..., None]  # [E, B, F]
+        return (hidden @ self.down.mT).sum(0)
+
+
+def _swiglu(both: Tensor) -> Tensor:
+    gate, up = both.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def _turned(weight: Tensor, interleaved: bool) -> Tensor:
+    """Rows ``[..., R, D]`` such that RoPE is cos times the old ones plus sin times these."""
+    if interleaved:
+        first, second = weight.unflatten(-2, (-1, 2)).unbind(-2)
+        return torch.stack((-second, first), -2).flatten(-3, -2)
+    first, second = weight.chunk(2, -2)
+    return torch.cat((-second, first), -2)
+
+
+def _step(parts: Sequence[Callable[[Tensor, _Place], Tensor]], x: Tensor, place: _Place) -> Tensor:
+    for part in parts:
+        x = part(x, place)
+    return x
+
+
+@functools.cache
+def _compiled_step() -> Callable[..., Tensor]:
+    return torch.compile(_step, fullgraph=True, dynamic=False)
+
+
+class PreparedDecoder:
+    """Logits of the next token, one token after the other, from a filled cache."""
+
+    def __init__(
+        self, model: Transformer, cache: KVCache | LatentCache, compiled: bool = False
+    ) -> None:
+        """Pack the weights.
+
+        Args:
+            model: one with nothing against it (``why_not_prepared``).
+            cache: of that model; it is extended by every step.
+            compiled: let ``torch.compile`` fuse the step.
+
+        Raises:
+            ValueError: the decoder would not do what the model does; the message says why.
+        """
+        if (why := why_not_prepared(model)) is not None:
+            raise ValueError(f"this model's decoding cannot be prepared: {why}")
+        self.embedding, self.head = model.embed_tokens.weight, model.lm_head.weight
+        self.norm, self.cache = _Norm(model.norm), cache
+        self.parts: list[Callable[[Tensor, _Place], Tensor]] = []
+        for block in model.layers:
+            norm, attention = _Norm(block.input_layernorm), block.self_attn
+            kind = _Latent if isinstance(attention, LatentAttention) else _Grouped
+            self.parts.append(kind(block, norm, attention))
+            norm = _Norm(block.post_attention_layernorm)
+            kind = _Mixture if isinstance(block.mlp, MoE) else _Dense
+            self.parts.append(kind(norm, block.mlp))
+        tables = (model.rope_cos[: cache.capacity], model.rope_sin[: cache.capacity])
+        self.cos, self.sin = (
+            t.repeat_interleave(2, -1) if model.config.rope_interleave else torch.cat((t, t), -1)
+            for t in tables
+        )
+        self.memory = (cache.latent,) if isinstance(cache, LatentCache) else (cache.k, cache.v)
+        self.columns = torch.arange(cache.capacity)
+        self.compiled = compiled
+        if cache.real is not None:  # columns still to come hold real tokens
+            self.real = F.pad(cache.real, (0, cache.capacity - cache.length), value=True)
+            self.behind = cache.length - cache.real.sum(-1)
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """Logits ``[B, V]`` after one more ``token [B]`` of every text."""
+        column, cache = self.cache.length, self.cache
+        if column >= cache.capacity:
+            raise ValueError(f"the cache holds {cache.capacity} positions, all are taken")
+        position: int | Tensor = column
+        visible = None
+        if cache.real is not None:
+            position = column - self.behind
+            visible = self.real if self.compiled else self.real[:, : column + 1]
+            cache.real = self.real[:, : column + 1]
+        index: int | Tensor = column
+        step = _step
+        if self.compiled:
+            index = self.columns[column : column + 1]
+            past = (self.columns <= column)[None]
+            visible = past if visible is None else past & visible
+            step = _compiled_step()
+        place = _Place(index, self.cos[position], self.sin[position], visible, self.memory)
+        try:
+            x = step(self.parts, F.embedding(token, self.embedding), place)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise RuntimeError(
+                "torch.compile failed: a compiled decoder needs a C++ compiler (g++ or clang++) "
+                f"that torch can use; without compile=True none is needed. It said: {error}"
+            ) from error
+        cache.advance(1)
+        return F.linear(self.norm(x), self.head)
