@@ -173,6 +173,8 @@ def student(source: Source, solved: bool = False) -> Any:
     for number, raw in enumerate(raws, 1):
         text, tags = raw.source.strip("\n"), list(raw.metadata.get("tags", []))
         metadata: dict[str, Any] = {"tags": tags} if tags else {}
+        if "fold" in tags:  # a cell that only draws: JupyterLab and Colab show its output
+            metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
         marker = _MARKER.match(text)
         kind, id = (marker.group(1), marker.group(2)) if marker else ("", "")
         where = f"{source.path.name}, cell {number}"
