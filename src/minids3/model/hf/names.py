@@ -7,6 +7,7 @@ weights and 45,808 scales [C-files].
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +60,11 @@ class HFTensor:
 
 def hf_layout(cfg: ModelConfig) -> list[HFTensor]:
     """All tensors of a checkpoint of ``cfg``, in the order of our state dict."""
+    return list(_layout(cfg))
+
+
+@functools.lru_cache(maxsize=4)
+def _layout(cfg: ModelConfig) -> tuple[HFTensor, ...]:
     with torch.device("meta"):
         model = Transformer(cfg)
     found: list[HFTensor] = []
@@ -66,7 +72,7 @@ def hf_layout(cfg: ModelConfig) -> list[HFTensor]:
         if key == "lm_head.weight" and cfg.tie_word_embeddings:
             continue  # the files hold a tied matrix once
         found.extend(_tensors(key, tuple(tensor.shape), cfg))
-    return found
+    return tuple(found)
 
 
 def empty_tensors(layout: list[HFTensor], cfg: ModelConfig) -> dict[str, tuple[int, int]]:
