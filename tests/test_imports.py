@@ -1,13 +1,18 @@
-"""The direction of imports, read from the source."""
+"""The direction of imports, read from the source; and that every list of packages is this one."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import minids3
 
 SOURCE = Path(minids3.__file__).parent
+ROOT = Path(__file__).parents[1]
+# The one list of packages: README, CONTRIBUTING and the package's docstring must agree with it.
 # An area may import those before it and itself; data and sim stand beside the chain. Any command
 # may use `minids3.command`, which imports nothing of ours.
 LAYERS = (
@@ -17,12 +22,13 @@ LAYERS = (
     ("nn",),
     ("model",),
     ("train", "infer"),
+    ("evals",),
     ("viz",),
     ("course", "bench"),
     ("grade",),
 )
 SIDE = {"data": {"config"}, "sim": {"config", "numerics"}, "command": set()}
-AFTER_DATA = {"model", "train", "infer", "viz", "course", "bench", "grade"}
+AFTER_DATA = {"model", "train", "infer", "evals", "viz", "course", "bench", "grade"}
 BUILD_ONLY = {"jupytext", "nbformat", "nbclient", "nbconvert"}
 
 
@@ -116,3 +122,44 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+CHAIN = " -> ".join(", ".join(layer) for layer in LAYERS)
+PACKAGES = [*(name for layer in LAYERS for name in layer), *SIDE]
+
+
+def chains(text):
+    """Every chain of packages in a text, with braces, line breaks and quotes taken away."""
+    plain = " ".join(re.sub(r"[{}`]", "", text).split())
+    word = r"[a-z]+(?:, [a-z]+)*"
+    return [c for c in re.findall(rf"{word}(?: -> {word})+", plain) if "nn -> model" in c]
+
+
+def test_every_package_is_in_the_list():
+    found = {p.name for p in SOURCE.iterdir() if (p / "__init__.py").exists()}
+    found |= {p.stem for p in SOURCE.glob("*.py") if not p.stem.startswith("__")}
+    assert found == set(PACKAGES)
+
+
+@pytest.mark.parametrize("place", ["README.md", "CONTRIBUTING.md", "src/minids3/__init__.py"])
+def test_every_list_of_packages_is_this_one(place):
+    text = (ROOT / place).read_text(encoding="utf-8")
+    assert chains(text) == [CHAIN]
+
+
+def test_the_map_tells_of_every_package_what_its_docstring_says():
+    rows = []
+    for name in PACKAGES:
+        path = SOURCE / name / "__init__.py"
+        text = (path if path.exists() else SOURCE / f"{name}.py").read_text(encoding="utf-8")
+        first = ast.get_docstring(ast.parse(text)).splitlines()[0].rstrip(".")
+        rows.append(f"| `{name}` | {first.replace('``', '`')} |")
+    table = "\n".join(rows)
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8"), f"README should say\n{table}"
+
+
+def test_files_that_the_map_names_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"\]\((src/[^)]+)\)", text)
+    assert len(named) >= 5
+    assert [path for path in named if not (ROOT / path).exists()] == []

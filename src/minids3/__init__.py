@@ -3,10 +3,13 @@
 The layers import each other in one direction only (a test reads the imports)::
 
     config, numerics -> ref, kernels -> ops -> nn -> model
-        -> {train, infer} -> viz -> {course, bench} -> grade
+        -> {train, infer} -> evals -> viz -> {course, bench} -> grade
 
 ``data`` and ``sim`` stand beside that chain; what commands share is in ``command``. Importing
 ``minids3`` never needs Triton, a GPU, transformers or a network.
+
+Figures name their sources by short names (TR is the technical report, ISCA the hardware paper, LFB
+the paper on balancing); notebooks/sources.md has them all, with every published figure.
 """
 
 __all__ = ["__version__"]

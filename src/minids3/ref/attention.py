@@ -67,8 +67,7 @@ def latent_attention_ref(
     """Multi-head latent attention over a whole sequence, equation by equation (TR eq. 1-11).
 
     Every head's keys and values are rebuilt from the latent and nothing is cached or folded: the
-    oracle of ``nn.mla``. The number of heads H and the widths dn (without position), R (rotary)
-    and C (latent) are read off the weights.
+    oracle of ``nn.mla``. The sizes H, dn, R and C are read off the weights.
 
     Args:
         x: ``[B, T, D]``.
@@ -88,9 +87,13 @@ def latent_attention_ref(
     Returns:
         ``[B, T, D]``.
     """
+    if (w_q_a is None) != (q_norm is None):
+        raise ValueError("w_q_a and q_norm go together: give both or neither")
     rope, rank = 2 * cos.shape[-1], kv_norm.shape[0]
     n_heads = w_o.shape[1] // v_head_dim
-    query_input = x if w_q_a is None else rms_norm_ref(x @ w_q_a.T, q_norm)
+    query_input = x
+    if w_q_a is not None and q_norm is not None:
+        query_input = rms_norm_ref(x @ w_q_a.T, q_norm)
     q = torch.einsum("btc,hdc->bhtd", query_input, w_q.unflatten(0, (n_heads, -1)))
     down = torch.einsum("btd,cd->btc", x, w_kv_a)
     c_kv, k_rope = rms_norm_ref(down[..., :rank], kv_norm), down[..., rank:]
