@@ -160,8 +160,7 @@ def test_long_rows(tok):
     assert not torch.equal(inputs, rows.batch(5)[0])
     text = tok.decode(inputs[0].tolist())
     long = text.split("Notes\n4 things\n")[1]
-    needles = [x for x in long.split("
-") if x.startswith("The number of the ")]
+    needles = [x for x in long.split("\n") if x.startswith("The number of the ")]
     bound = dict(x[len("The number of the ") : -1].split(" is ") for x in needles)
     asked = [line for line in long.split("\n") if line.startswith("Which number has the ")][:4]
     assert len(bound) == 4
@@ -169,6 +168,13 @@ def test_long_rows(tok):
         key, value = line.removeprefix("Which number has the ").split("? ")
         assert bound[key] == value
     assert len({line.split("?")[0] for line in asked}) == 4
+
+
+def test_long_rows_leave_out_what_is_held_out(tok):
+    first = next(LongRows(tok, 1, 512).fresh.documents(-1)).text
+    filled = tok.decode(LongRows(tok, 1, 512).row(0).tolist())
+    assert first[:30] in filled
+    assert first[:30] not in tok.decode(LongRows(tok, 1, 512, held_out=[first]).row(0).tolist())
 
 
 def test_long_rows_refuses_short_rows(tok):

@@ -9,6 +9,7 @@ forgotten.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class LongRows:
         seq_len: predicted positions T of a row.
         seed: another seed, other rows.
         n_needles: of each long text.
+        held_out: texts that must not occur among the ordinary documents.
 
     Raises:
         ValueError: a size below 1, or rows too short for the needles and their questions.
@@ -42,10 +44,11 @@ class LongRows:
         seq_len: int,
         seed: int = 0,
         n_needles: int = 4,
+        held_out: Iterable[str] = (),
     ) -> None:
         self.tokenizer, self.batch_size, self.seq_len = tokenizer, batch_size, seq_len
         self.seed, self.n_needles = seed, n_needles
-        self.fresh = FreshBatches(tokenizer, batch_size, seq_len, seed=seed)
+        self.fresh = FreshBatches(tokenizer, batch_size, seq_len, seed=seed, held_out=held_out)
         if seq_len < 100 * n_needles:
             raise ValueError(
                 f"rows of {seq_len} are too short for {n_needles} needles and their questions: "
