@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minids3.bench import kernels
+from minids3.bench import kernel_shapes, kernels
 from minids3.bench.kernel_cases import Case, Setting, cases
 
 
@@ -18,6 +18,14 @@ def test_every_case_is_right_and_every_peer_agrees(device):
                     continue
                 value = case.value(peer())
                 assert kernels._worst(value, case.truth()) <= 2 * case.bound, (case.name, name)
+
+
+def test_measured_counts_are_a_gates():
+    for counts, *_ in kernel_shapes.GROUPED.measured:
+        mean = 8192 / len(counts)
+        assert sum(counts) == 8192
+        assert counts.count(0) == 1
+        assert mean / 3 < min(c for c in counts if c) < mean < max(counts) < 2 * mean
 
 
 def test_a_wrong_kernel_and_a_failing_one_are_reported():

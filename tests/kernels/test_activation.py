@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minids3.bench import kernel_shapes
 from minids3.kernels.activation import swiglu_bwd, swiglu_fwd
 from minids3.ops.activation import swiglu
 from minids3.ref.activation import swiglu_ref
@@ -20,7 +21,7 @@ def truth(gate, up, grad):
     return out.detach(), gate.grad, up.grad
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 63), (2, 3, 64), (3, 1030), (1025,)])
+@pytest.mark.parametrize("shape", [*kernel_shapes.SWIGLU.checked, (1025,)])
 def test_kernels(device, guard, shape):
     gate, up, grad = case(shape, device)
     want = truth(gate, up, grad)
@@ -30,7 +31,7 @@ def test_kernels(device, guard, shape):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (5, 63), (2, 3, 64), (3, 1030)])
+@pytest.mark.parametrize("shape", kernel_shapes.SWIGLU.checked)
 def test_joint_tensor(device, guard, shape):
     gate, up, grad = case(shape, device)
     joint = torch.cat((gate, up), -1)

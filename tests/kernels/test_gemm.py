@@ -4,6 +4,7 @@ import pytest
 import torch
 from fp8_cores import sum_error
 
+from minids3.bench import kernel_shapes
 from minids3.kernels import gemm
 from minids3.kernels.gemm import fp8_gemm_nt
 from minids3.kernels.launch import aligned
@@ -12,7 +13,7 @@ from minids3.numerics.metrics import relative_error
 from minids3.ref.gemm import fp8_dgrad_ref, fp8_gemm_nt_ref, fp8_wgrad_ref
 from minids3.ref.quant import TILE, WEIGHT_BLOCK, dequantize_ref, quantize_ref
 
-SHAPES = [(1, 1, 1), (1, 129, 128), (64, 64, 256), (70, 200, 131), (130, 66, 384), (5, 3, 16)]
+SHAPES = kernel_shapes.FP8_GEMM.checked
 
 
 def operands(m, n, k, device, block=WEIGHT_BLOCK, seed=0):
@@ -145,7 +146,7 @@ def test_errors_say_what_is_wrong(device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("block", [WEIGHT_BLOCK, TILE], ids=["blocks", "tiles"])
-@pytest.mark.parametrize("shape", [(4096, 4096, 7168), (1000, 2112, 1536), (515, 129, 1001)])
+@pytest.mark.parametrize("shape", kernel_shapes.FP8_GEMM.large)
 def test_large_products(shape, block):
     _, _, a, b = operands(*shape, "cuda", block)
     got = fp8_gemm_nt(*a, *b, out_dtype=torch.float32)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minids3.bench import kernel_shapes
 from minids3.kernels import loss as kernels
 from minids3.kernels.loss import cross_entropy_fwd_bwd, scale_
 from minids3.ops.loss import cross_entropy
@@ -33,7 +34,7 @@ def short_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize(("n", "v"), [(1, 1), (1, 2), (4, 16), (5, 17), (3, 131)])
+@pytest.mark.parametrize(("n", "v"), kernel_shapes.CROSS_ENTROPY.checked)
 def test_loss_and_gradient(device, guard, short_blocks, n, v, in_place):
     logits, targets = case(n, v, device)
     want = truth(logits, targets)
@@ -173,8 +174,9 @@ def test_errors_say_what_is_wrong(device):
 
 
 @pytest.mark.gpu
-def test_a_vocabulary_like_v3s_in_bf16():
-    logits, targets = case(64, 129_280, "cuda")
+@pytest.mark.parametrize(("n", "v"), kernel_shapes.CROSS_ENTROPY.large)
+def test_a_vocabulary_like_v3s_in_bf16(n, v):
+    logits, targets = case(n, v, "cuda")
     logits = logits.bfloat16()
     want = truth(logits, targets)
     loss, grad = cross_entropy_fwd_bwd(logits, targets, IGNORE, in_place=True)

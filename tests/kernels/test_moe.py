@@ -4,6 +4,8 @@ import pytest
 import torch
 from fp8_cores import sum_error
 
+from minids3.bench import kernel_shapes
+from minids3.bench.kernel_shapes import COUNTS
 from minids3.kernels import grouped, grouped_fp8, moe
 from minids3.kernels.language import jit, tl
 from minids3.kernels.launch import aligned
@@ -11,14 +13,6 @@ from minids3.nn import Experts
 from minids3.ops.moe import combine, dispatch, grouped_mm, plan_dispatch
 from minids3.ref.activation import swiglu_ref
 from minids3.ref.quant import TILE, block_quantize_ref, dequantize_ref, quantize_ref
-
-COUNTS = {
-    "ragged": [0, 70, 1, 0, 33, 64, 0],
-    "full tiles": [64, 128, 64],
-    "one expert": [45],
-    "all in the last": [0, 0, 0, 0, 30],
-    "more experts than rows": [0, 1, 0, 0, 1, 0, 0, 0, 1, 0],
-}
 
 
 def counts_of(name, device):
@@ -86,11 +80,16 @@ def test_the_tiles_cover_each_row_once_and_never_two_experts(device, name, block
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [*((n, torch.float32) for n in COUNTS), ("ragged", torch.float16)]
+    ("shape", "dtype"),
+    [
+        *((shape, torch.float32) for shape in kernel_shapes.GROUPED.checked),
+        (kernel_shapes.GROUPED.checked[-1], torch.float16),
+    ],
 )
-def test_grouped_products_equal_the_loop(device, guard, name, dtype):
-    counts = counts_of(name, device)
-    m, e, n, k = int(counts.sum()), len(counts), 90, 70
+def test_grouped_products_equal_the_loop(device, guard, shape, dtype):
+    per_expert, n, k = shape
+    counts = torch.tensor(per_expert, device=device)
+    m, e = sum(per_expert), len(per_expert)
     x = randn(m, k, device=device, dtype=dtype)
     weight = randn(e, n, k, device=device, dtype=dtype)
     grad = randn(m, n, device=device, dtype=dtype, seed=1)
@@ -260,7 +259,9 @@ def test_transposed_tiles_start_anew_at_each_expert(device, name, kept_in_fp8, p
     tiles = sum(-(-n // 128) for n in COUNTS[name])
     assert q.shape[1] == 128 * grouped.most_tiles(len(x), len(counts), 128) >= 128 * tiles
     padded = [
-        torch.cat((s, s.new_zeros(-len(s) % 128, 200))) for s in x.split(COUNTS[name]) if len(s)
+        torch.cat((s, s.new_zeros(-len(s) % 128, 200)))
+        for s in x.split(list(COUNTS[name]))
+        if len(s)
     ]
     want_q, want_scale = quantize_ref(torch.cat(padded).T.contiguous(), TILE, power_of_two)
     assert torch.equal(new[:, :tiles].cpu(), want_scale)
@@ -293,7 +294,7 @@ def test_fp8_weight_gradient_equals_the_loop_over_the_same_bytes(device, guard, 
 
 
 @pytest.mark.parametrize("power_of_two", [False, True])
-@pytest.mark.parametrize(("m", "f"), [(1, 1), (5, 128), (17, 200), (40, 300)])
+@pytest.mark.parametrize(("m", "f"), kernel_shapes.SWIGLU_QUANT.checked)
 def test_swiglu_quant(device, guard, m, f, power_of_two):
     x = randn(m, 2 * f) * 4
     q, scale = moe.swiglu_quant(x.to(device), power_of_two)
@@ -340,10 +341,10 @@ def routing(n, e, k, device, seed=0):
     return indices.to(device), weights.to(device)
 
 
-@pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 1), (6, 3, 40), (5, 2, 1500), (4, 8, 17)])
-def test_rows_out_and_back(device, guard, n, k, d):
-    indices, weights = routing(n, 9, k, device)
-    plan = plan_dispatch(indices, 9)
+@pytest.mark.parametrize(("n", "e", "k", "d"), kernel_shapes.ROWS.checked)
+def test_rows_out_and_back(device, guard, n, e, k, d):
+    indices, weights = routing(n, e, k, device)
+    plan = plan_dispatch(indices, e)
     x, y = randn(n, d, device=device), randn(n * k, d, device=device)
     rows = moe.permute(x, inverse=plan.inverse, top_k=k)
     back = moe.unpermute(y, weights, plan.inverse)

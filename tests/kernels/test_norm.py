@@ -3,12 +3,11 @@
 import pytest
 import torch
 
+from minids3.bench import kernel_shapes
 from minids3.kernels.norm import WIDEST_ROW, rms_norm_bwd, rms_norm_fwd
 from minids3.nn import RMSNorm
 from minids3.ops.norm import rms_norm
 from minids3.ref.norm import rms_norm_ref
-
-SHAPES = [(1, 1), (1, 7), (5, 64), (7, 100), (3, 2, 130), (70, 33), (2, 2500)]
 
 
 def case(shape, device, dtype=torch.float32, seed=0):
@@ -27,7 +26,7 @@ def truth(x, weight, grad, eps):
     return y.detach(), x.grad, weight.grad
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", kernel_shapes.RMS_NORM.checked)
 def test_kernels(device, guard, shape):
     x, weight, grad = case(shape, device)
     want = truth(x, weight, grad, 1e-5)
@@ -119,9 +118,9 @@ def test_the_layer_takes_the_same_way_as_before_on_a_cpu():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("width", [512, 1536, 7168, 16384])
-def test_widths_of_v3_in_bf16(width):
-    x, weight, grad = case((1000, width), "cuda", torch.bfloat16)
+@pytest.mark.parametrize("shape", kernel_shapes.RMS_NORM.large)
+def test_widths_of_v3_in_bf16(shape):
+    x, weight, grad = case(shape, "cuda", torch.bfloat16)
     want = truth(x, weight, grad, 1e-6)
     y, rstd = rms_norm_fwd(x, weight)
     for a, b in zip((y, *rms_norm_bwd(grad, x, weight, rstd)), want, strict=True):

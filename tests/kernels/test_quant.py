@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minids3.bench import kernel_shapes
 from minids3.kernels.quant import (
     act_quant,
     act_quant_transposed,
@@ -14,7 +15,7 @@ from minids3.kernels.quant import (
 from minids3.ref.gemm import requantize_transposed_ref
 from minids3.ref.quant import WEIGHT_BLOCK, cache_quantize_ref, dequantize_ref, quantize_ref
 
-SHAPES = [(1, 1), (1, 128), (3, 127), (33, 129), (129, 300), (260, 64)]
+SHAPES = kernel_shapes.QUANT.checked
 
 
 def numbers(shape, device, seed=0, spread=3.0):
@@ -164,8 +165,9 @@ def test_errors_say_what_is_wrong(device):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("shape", kernel_shapes.QUANT.large)
 @pytest.mark.parametrize("name", KERNELS)
-def test_large_bf16_matrices(name):
+def test_large_bf16_matrices(name, shape):
     kernel, reference = KERNELS[name]
-    x = numbers((4099, 7168), "cuda", spread=1.0).bfloat16()
+    x = numbers(shape, "cuda", spread=1.0).bfloat16()
     same_bits(kernel(x), reference(x, False))

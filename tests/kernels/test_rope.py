@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minids3.bench import kernel_shapes
 from minids3.kernels.rope import rope
 from minids3.ops.rope import apply_rope
 from minids3.ref.rope import apply_rope_ref, rope_tables
@@ -16,7 +17,7 @@ def case(shape, device, seed=0):
 
 
 @pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize("shape", [(1, 2), (5, 6), (3, 7, 64), (2, 3, 9, 16), (2, 1, 2, 33, 10)])
+@pytest.mark.parametrize("shape", kernel_shapes.ROPE.checked)
 def test_values_and_the_way_back(device, guard, shape, interleaved):
     x, cos, sin = case(shape, device)
     y = rope(x, cos, sin, interleaved)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minids3.bench import kernel_shapes
 from minids3.kernels.language import jit, tl
 from minids3.kernels.vector import add
 
@@ -13,11 +14,11 @@ def _unmasked_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
     tl.store(out_ptr + i, tl.load(x_ptr + i))
 
 
-@pytest.mark.parametrize("n", [1, 1023, 1024, 1025, 5000])
+@pytest.mark.parametrize("shape", kernel_shapes.ADD.checked)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int32])
-def test_sum(device, guard, n, dtype):
-    x = (torch.randn(n, device=device) * 100).to(dtype)
-    y = (torch.randn(n, device=device) * 100).to(dtype)
+def test_sum(device, guard, shape, dtype):
+    x = (torch.randn(shape, device=device) * 100).to(dtype)
+    y = (torch.randn(shape, device=device) * 100).to(dtype)
     assert torch.equal(add(x, y), x + y)
     assert guard.intact()
 

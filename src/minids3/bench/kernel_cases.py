@@ -1,4 +1,7 @@
-"""The kernels to be measured: each at one shape, with its peers and a way to know it is right."""
+"""The kernels to be measured, with their peers and a way to know that they are right.
+
+Shapes are those of ``bench.kernel_shapes``, which the tests run, too.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minids3.bench import kernel_shapes
 from minids3.kernels import (
     activation,
     gemm,
@@ -88,29 +92,15 @@ class Setting:
 
 def cases(s: Setting) -> Iterator[Case]:
     """Every case, built one after the other so that only one holds memory."""
-    for make in (_add, _softmax, _rms_norm, _rms_norm_backward, _swiglu, _rope, _cross_entropy):
-        yield make(s)
-    yield _act_quant(s)
-    yield _swiglu_quant(s)
-    yield _permute(s)
-    yield _unpermute(s)
-    for shape in ((4096, 4096, 4096), (8192, 8192, 8192), (4096, 7168, 16384)):
-        yield _fp8_gemm(s, *(shape if s.full else (5, 6, 300)))
-        if not s.full:
-            break
-    yield _fp8_wgrad(s)
-    for shape in ((8, 8192, 4096, 7168), (32, 8192, 4096, 7168)):
-        yield _grouped(s, *(shape if s.full else (3, 20, 8, 130)))
-        yield _fp8_grouped(s, *(shape if s.full else (3, 20, 8, 130)))
-        if not s.full:
-            break
+    for make, listed in _MAKERS:
+        for shape in listed.of(s.full):
+            yield make(s, *shape)
 
 
 # memory-bound kernels -----------------------------------------------------------------------------
 
 
-def _add(s: Setting) -> Case:
-    n = 1 << 28 if s.full else 1000
+def _add(s: Setting, n: int) -> Case:
     x, y = s.randn(n), s.randn(n)
     peer = s.compiled(torch.add)
     return s.memory(
@@ -124,13 +114,12 @@ def _add(s: Setting) -> Case:
     )
 
 
-def _softmax(s: Setting) -> Case:
-    rows, columns = (16384, 8192) if s.full else (5, 100)
-    x = s.randn(rows, columns)
+def _softmax(s: Setting, *shape: int) -> Case:
+    x = s.randn(*shape)
     peer = s.compiled(lambda x: torch.softmax(x, -1))
     return s.memory(
         "softmax",
-        f"{rows} x {columns}",
+        _label(*shape),
         2 * x.numel() * x.element_size(),
         lambda: softmax.softmax(x),
         lambda: peer(x),
@@ -139,43 +128,41 @@ def _softmax(s: Setting) -> Case:
     )
 
 
-def _rms_norm(s: Setting) -> Case:
-    rows, columns = (16384, 7168) if s.full else (5, 100)
-    x, weight = s.randn(rows, columns), s.randn(columns)
+def _rms_norm(s: Setting, *shape: int) -> Case:
+    x, weight = s.randn(*shape), s.randn(shape[-1])
     peer = s.compiled(rms_norm_ref)
     return s.memory(
         "RMSNorm",
-        f"{rows} x {columns}",
+        _label(*shape),
         2 * x.numel() * x.element_size(),
         lambda: norm.rms_norm_fwd(x, weight, 1e-6)[0],
         lambda: peer(x, weight, 1e-6),
-        lambda: F.rms_norm(x.double(), (columns,), weight.double(), 1e-6),
+        lambda: F.rms_norm(x.double(), (shape[-1],), weight.double(), 1e-6),
         s.bound(3e-3),
     )
 
 
-def _rms_norm_backward(s: Setting) -> Case:
-    rows, columns = (16384, 7168) if s.full else (5, 100)
-    x, weight, grad = s.randn(rows, columns), s.randn(columns), s.randn(rows, columns)
+def _rms_norm_backward(s: Setting, *shape: int) -> Case:
+    x, weight, grad = s.randn(*shape), s.randn(shape[-1]), s.randn(*shape)
     rstd = norm.rms_norm_fwd(x, weight, 1e-6)[1]
 
     def written(x: Tensor, weight: Tensor, grad: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, grad, scale = (t.float() for t in (x, weight, grad, rstd))
-        normed = x * scale[:, None]
+        normed = x * scale[..., None]
         inner = grad * weight
-        dx = (inner - normed * (inner * normed).mean(-1, keepdim=True)) * scale[:, None]
-        return dx.to(s.dtype), (grad * normed).sum(0).to(s.dtype)
+        dx = (inner - normed * (inner * normed).mean(-1, keepdim=True)) * scale[..., None]
+        return dx.to(s.dtype), (grad * normed).flatten(0, -2).sum(0).to(s.dtype)
 
     def truth() -> tuple[Tensor, ...]:
         leaves = [t.double().requires_grad_() for t in (x, weight)]
         with torch.enable_grad():
-            out = F.rms_norm(leaves[0], (columns,), leaves[1], 1e-6)
+            out = F.rms_norm(leaves[0], (shape[-1],), leaves[1], 1e-6)
             return torch.autograd.grad(out, leaves, grad.double())
 
     peer = s.compiled(written)
     return s.memory(
         "RMSNorm backward",
-        f"{rows} x {columns}",
+        _label(*shape),
         3 * x.numel() * x.element_size(),
         lambda: norm.rms_norm_bwd(grad, x, weight, rstd),
         lambda: peer(x, weight, grad, rstd),
@@ -184,29 +171,28 @@ def _rms_norm_backward(s: Setting) -> Case:
     )
 
 
-def _swiglu(s: Setting) -> Case:
-    rows, hidden = (32768, 2048) if s.full else (5, 100)
-    both = s.randn(rows, 2 * hidden)
+def _swiglu(s: Setting, *shape: int) -> Case:
+    *rows, hidden = shape
+    both = s.randn(*rows, 2 * hidden)
     peer = s.compiled(lambda b: swiglu_ref(*b.chunk(2, -1)))
     return s.memory(
         "SwiGLU",
-        f"{rows} x 2*{hidden}",
-        3 * rows * hidden * both.element_size(),
+        _label(*rows, f"2*{hidden}"),
+        1.5 * both.numel() * both.element_size(),
         lambda: activation.swiglu_fwd(both),
         lambda: peer(both),
-        lambda: F.silu(both.double()[:, :hidden]) * both.double()[:, hidden:],
+        lambda: F.silu(both.double()[..., :hidden]) * both.double()[..., hidden:],
         s.bound(3e-3),
     )
 
 
-def _rope(s: Setting) -> Case:
-    heads, steps, dim = (128, 8192, 64) if s.full else (2, 7, 8)
-    x = s.randn(1, heads, steps, dim)
-    cos, sin = (t.to(s.device) for t in rope_tables(steps, dim))
+def _rope(s: Setting, *shape: int) -> Case:
+    x = s.randn(*shape)
+    cos, sin = (t.to(s.device) for t in rope_tables(*shape[-2:]))
     peer = s.compiled(apply_rope_ref)
     return s.memory(
         "RoPE",
-        f"{heads} x {steps} x {dim}",
+        _label(*shape),
         2 * x.numel() * x.element_size(),
         lambda: rope.rope(x, cos, sin),
         lambda: peer(x, cos, sin),
@@ -220,8 +206,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
 
 
-def _cross_entropy(s: Setting) -> Case:
-    rows, vocab = (4096, 129280) if s.full else (5, 100)
+def _cross_entropy(s: Setting, rows: int, vocab: int) -> Case:
     logits = s.randn(rows, vocab)
     targets = torch.randint(0, vocab, (rows,), device=s.device)
 
@@ -252,8 +237,7 @@ def _cross_entropy_peer(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
     return value, ((log_p.exp() - place.float()) / logits.shape[0]).to(logits.dtype)
 
 
-def _act_quant(s: Setting) -> Case:
-    rows, columns = (16384, 7168) if s.full else (5, 256)
+def _act_quant(s: Setting, rows: int, columns: int) -> Case:
     x = s.randn(rows, columns)
     peer = s.compiled(_tile_quantize)
     case = s.memory(
@@ -269,8 +253,7 @@ def _act_quant(s: Setting) -> Case:
     return case
 
 
-def _swiglu_quant(s: Setting) -> Case:
-    rows, hidden = (32768, 2048) if s.full else (5, 256)
+def _swiglu_quant(s: Setting, rows: int, hidden: int) -> Case:
     both = s.randn(rows, 2 * hidden)
 
     def peer_of(both: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,8 +280,7 @@ def _tile_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     return (tiles / scale).to(torch.float8_e4m3fn).flatten(-2), scale[..., 0]
 
 
-def _permute(s: Setting) -> Case:
-    tokens, dim, experts, top_k = (8192, 7168, 256, 8) if s.full else (7, 40, 4, 2)
+def _permute(s: Setting, tokens: int, experts: int, top_k: int, dim: int) -> Case:
     x = s.randn(tokens, dim)
     plan = plan_dispatch(_routes(s, tokens, experts, top_k), experts)
     peer = s.compiled(lambda x, order: x.index_select(0, order // top_k))
@@ -313,8 +295,7 @@ def _permute(s: Setting) -> Case:
     )
 
 
-def _unpermute(s: Setting) -> Case:
-    tokens, dim, experts, top_k = (8192, 7168, 256, 8) if s.full else (7, 40, 4, 2)
+def _unpermute(s: Setting, tokens: int, experts: int, top_k: int, dim: int) -> Case:
     y = s.randn(tokens * top_k, dim)
     weights = torch.rand(tokens, top_k, device=s.device)
     plan = plan_dispatch(_routes(s, tokens, experts, top_k), experts)
@@ -373,8 +354,7 @@ def _fp8_gemm(s: Setting, m: int, n: int, k: int) -> Case:
     )
 
 
-def _fp8_wgrad(s: Setting) -> Case:
-    m, n, k = (4096, 7168, 8192) if s.full else (5, 6, 300)
+def _fp8_wgrad(s: Setting, m: int, n: int, k: int) -> Case:
     left, right = s.randn(m, k), s.randn(n, k)
     a, a_scale = quantize_ref(left)
     b, b_scale = quantize_ref(right)
@@ -390,17 +370,10 @@ def _fp8_wgrad(s: Setting) -> Case:
     )
 
 
-def _uneven(s: Setting, experts: int, rows: int) -> Tensor:
-    """Counts as a gate makes them: uneven, one expert empty, summing to ``rows``."""
-    share = torch.rand(experts, device=s.device) + 0.5
-    share[experts // 2] = 0
-    counts = (share / share.sum() * rows).long()
-    counts[0] += rows - counts.sum()
-    return counts
-
-
-def _grouped(s: Setting, experts: int, m: int, n: int, k: int) -> Case:
-    x, weight, counts = s.randn(m, k), s.randn(experts, n, k), _uneven(s, experts, m)
+def _grouped(s: Setting, per_expert: tuple[int, ...], n: int, k: int) -> Case:
+    m, experts = sum(per_expert), len(per_expert)
+    counts = torch.tensor(per_expert, device=s.device)
+    x, weight = s.randn(m, k), s.randn(experts, n, k)
     peers: dict[str, Run] = {"loop of cuBLAS products": lambda: _loop(x, weight, counts)}
     if s.full and hasattr(F, "grouped_mm"):
         peers["torch grouped_mm"] = lambda: _torch_grouped(x, weight, counts)
@@ -416,8 +389,10 @@ def _grouped(s: Setting, experts: int, m: int, n: int, k: int) -> Case:
     )
 
 
-def _fp8_grouped(s: Setting, experts: int, m: int, n: int, k: int) -> Case:
-    x, weight, counts = s.randn(m, k), s.randn(experts, n, k), _uneven(s, experts, m)
+def _fp8_grouped(s: Setting, per_expert: tuple[int, ...], n: int, k: int) -> Case:
+    m, experts = sum(per_expert), len(per_expert)
+    counts = torch.tensor(per_expert, device=s.device)
+    x, weight = s.randn(m, k), s.randn(experts, n, k)
     a, a_scale = quantize_ref(x)
     pairs = [quantize_ref(w, WEIGHT_BLOCK) for w in weight]
     b, b_scale = (torch.stack(t) for t in zip(*pairs, strict=True))
@@ -448,3 +423,26 @@ def _torch_grouped(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 def _loop(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     rows = x.split(counts.tolist())
     return torch.cat([r @ w.T for r, w in zip(rows, weight, strict=True)])
+
+
+def _label(*sides: object) -> str:
+    return " x ".join(map(str, sides))
+
+
+_MAKERS: tuple[tuple[Callable[..., Case], kernel_shapes.Shapes], ...] = (
+    (_add, kernel_shapes.ADD),
+    (_softmax, kernel_shapes.SOFTMAX),
+    (_rms_norm, kernel_shapes.RMS_NORM),
+    (_rms_norm_backward, kernel_shapes.RMS_NORM),
+    (_swiglu, kernel_shapes.SWIGLU),
+    (_rope, kernel_shapes.ROPE),
+    (_cross_entropy, kernel_shapes.CROSS_ENTROPY),
+    (_act_quant, kernel_shapes.QUANT),
+    (_swiglu_quant, kernel_shapes.SWIGLU_QUANT),
+    (_permute, kernel_shapes.ROWS),
+    (_unpermute, kernel_shapes.ROWS),
+    (_fp8_gemm, kernel_shapes.FP8_GEMM),
+    (_fp8_wgrad, kernel_shapes.FP8_WGRAD),
+    (_grouped, kernel_shapes.GROUPED),
+    (_fp8_grouped, kernel_shapes.GROUPED),
+)
