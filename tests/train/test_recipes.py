@@ -9,17 +9,17 @@ import torch
 from minids3.data import PackedBatches, data_dir, load_split, load_tokenizer
 from minids3.infer import generate
 from minids3.model import load_model, load_shipped
-from minids3.train import evaluate
+from minids3.train import TrainConfig, Trainer, evaluate
 from minids3.train import recipes as recipes_module
 from minids3.train.__main__ import main
 from minids3.train.recipes import RECIPES, Recipe
-from minids3.train.trainer import TrainConfig, Trainer
 
 
 @pytest.fixture
 def short(monkeypatch):
     cfg = TrainConfig(steps=4, lr=1e-3, batch_size=2, seq_len=16, eval_batches=1, save_every=2)
-    monkeypatch.setitem(RECIPES, "dense_chat", Recipe("mini_dense", cfg, "a test"))
+    recipe = Recipe("mini_dense", lambda tokens: cfg, "a test", fresh=False)
+    monkeypatch.setitem(RECIPES, "dense_chat", recipe)
 
 
 def run(tmp_path):
@@ -47,7 +47,8 @@ def test_the_command_resumes_after_an_interruption(tmp_path, short, monkeypatch,
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     assert run(tmp_path) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"'python -m minids3.train dense_chat --out {tmp_path / 'm'}" in told
     assert not (tmp_path / "m").exists()
     monkeypatch.setattr(Trainer, "train_step", original)
     assert run(tmp_path) == 0
@@ -65,10 +66,10 @@ def test_the_shipped_model_is_what_its_notes_say():
     folder = data_dir() / "checkpoints" / "dense_chat"
     about = json.loads((folder / "about.json").read_text())
     recipe = recipes_module.RECIPES["dense_chat"]
-    assert about["steps"] == recipe.train.steps
+    cfg = recipe.train(None)
+    assert about["steps"] == cfg.steps
     assert sum(p.stat().st_size for p in folder.iterdir()) <= 10 * 2**20
     model = load_shipped("dense_chat")
-    cfg = recipe.train
     valid = PackedBatches(load_split("validation"), cfg.batch_size, cfg.seq_len, seed=cfg.seed)
     loss = evaluate(model, valid, cfg.eval_batches)
     assert loss == pytest.approx(about["validation_loss_nats"], abs=2e-3)

@@ -47,6 +47,8 @@ class Transformer(ExactBuffers):
     """
 
     exact_buffers: ClassVar[tuple[str, ...]] = ("rope_cos", "rope_sin")
+    rope_cos: Tensor
+    rope_sin: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -112,7 +114,7 @@ class Transformer(ExactBuffers):
         start = 0 if cache is None else cache.length
         self._validate(ids, start)
         real = self._real_tokens(ids, cache, attention_mask)
-        x = self.embed_tokens(ids)
+        x = self._embed(ids)
         cos, sin, padding = self._places(real, start, ids.shape[1])
         for layer in self.layers:
             x = layer(x, cos, sin, cache, **padding)
@@ -120,6 +122,11 @@ class Transformer(ExactBuffers):
             cache.advance(ids.shape[1])
             cache.real = real
         return self.norm(x)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """Rows of the table; under autocast in its dtype, which the residual stream then keeps."""
+        x, kind = self.embed_tokens(ids), ids.device.type
+        return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
     def loss(
         self,
@@ -189,7 +196,7 @@ class Transformer(ExactBuffers):
                 raise ValueError(
                     f"{ids.shape[1]} tokens are too few for MTP module {k}: it needs {k + 1}"
                 )
-            embedding = self.embed_tokens(ids[:, k:])
+            embedding = self._embed(ids[:, k:])
             cos, sin, padding = self._places(None if real is None else real[:, :length], 0, length)
             hidden = module(hidden[:, :length], embedding, cos, sin, **padding)
             found.append(hidden)

@@ -38,6 +38,7 @@ class Gate(ExactBuffers):
     """
 
     exact_buffers: ClassVar[tuple[str, ...]] = ("expert_bias",)
+    expert_bias: Tensor
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -56,7 +57,8 @@ class Gate(ExactBuffers):
 
     def forward(self, x: Tensor) -> Routing:
         """Route ``x [..., D]``: K experts and weights for each vector."""
-        logits = F.linear(x.float(), self.weight.float())
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.float(), self.weight.float())
         scores = logits.sigmoid() if self.scoring_func == "sigmoid" else logits.softmax(-1)
         indices = self.choose(scores)
         weights = scores.gather(-1, indices)

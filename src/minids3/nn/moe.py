@@ -49,8 +49,11 @@ class Experts(nn.Module):
         return combine(rows, weights, plan)
 
     def product(self, x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-        """Multiply each expert's rows of ``x [M, in]`` by its own matrix of ``[E, out, in]``."""
-        return grouped_mm(x, weight, counts)
+        """Multiply each expert's rows of ``x [M, in]`` by its own matrix of ``[E, out, in]``.
+
+        In the dtype of ``x``, as linear layers under autocast: fp32 weights are masters then.
+        """
+        return grouped_mm(x, weight.to(x.dtype), counts)
 
     def extra_repr(self) -> str:
         """Sizes for ``print(model)``."""

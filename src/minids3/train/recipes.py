@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,74 +27,94 @@ __all__ = ["RECIPES", "Recipe", "build_trainer", "train_recipe"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A preset, how to train it, and what it is for."""
+    """A preset, how to train it, and what it is for.
+
+    ``train`` gives the settings of a run of so many tokens; without a number, of the usual length.
+    """
 
     preset: str
-    train: TrainConfig
+    train: Callable[[int | None], TrainConfig]
     purpose: str
-    changes: Mapping[str, Any] = field(default_factory=dict)  # of the preset
     fresh: bool = True  # endless fresh documents, or the shipped shards
 
 
-MTOK = 1_000_000
+def _like_v3(usual_tokens: int, lr: float, **settings: Any) -> Callable[[int | None], TrainConfig]:
+    """V3's schedules in small (TR section 4.2), for a run of any length.
 
+    Warm-up, a plateau up to two thirds, a cosine to a tenth, then a tenth and a thirtieth. Where
+    the cosine begins, the weight of the MTP loss falls to a third; where it ends, biases rest.
+    """
 
-def _long_run(
-    tokens: int, lr: float, batch_size: int, seq_len: int, **settings: Any
-) -> TrainConfig:
-    """V3's schedule in small: warm-up, a plateau of two thirds, a cosine to a tenth, two ends."""
-    rates = Schedule(
-        (
-            (0.01 * tokens, lr, "linear"),
-            (0.66 * tokens, lr, "constant"),
-            (0.96 * tokens, 0.1 * lr, "cosine"),
-            (0.99 * tokens, 0.1 * lr, "constant"),
-            (1.0 * tokens, 0.033 * lr, "constant"),
+    def settings_for(tokens: int | None) -> TrainConfig:
+        total = usual_tokens if tokens is None else tokens
+        begin, end = 0.67 * total, 0.96 * total
+        rates = Schedule(
+            (
+                (0.01 * total, lr, "linear"),
+                (begin, lr, "constant"),
+                (end, 0.1 * lr, "cosine"),
+                (0.99 * total, 0.1 * lr, "constant"),
+                (total, 0.033 * lr, "constant"),
+            )
         )
-    )
+        return TrainConfig(
+            tokens=total,
+            lr=rates,
+            bias_update_speed=Schedule(((end, 0.001), (total, 0.0))),
+            mtp_weight=Schedule(((begin, 0.3), (total, 0.1))),
+            eval_batches=16,
+            **settings,
+        )
+
+    return settings_for
+
+
+def _dense(tokens: int | None) -> TrainConfig:
+    """A short run on the shipped shards, its schedule in steps."""
+    steps = 800 if tokens is None else math.ceil(tokens / (16 * 128))
     return TrainConfig(
-        tokens=tokens,
-        lr=rates,
-        batch_size=batch_size,
-        seq_len=seq_len,
-        bias_update_speed=Schedule(((0.96 * tokens, 0.001), (tokens, 0.0))),
-        mtp_weight=Schedule(((0.66 * tokens, 0.3), (tokens, 0.1))),
+        steps=steps,
+        lr=3e-3,
+        batch_size=16,
+        seq_len=128,
+        warmup_steps=steps // 16,
+        decay_start=steps // 2,
+        min_lr=1e-4,
+        eval_every=200,
         eval_batches=16,
-        **settings,
+        save_every=200,
     )
 
 
 RECIPES: dict[str, Recipe] = {
     "mini_chat": Recipe(
-        preset="mini_chat",
-        train=_long_run(
-            24 * MTOK, 3e-3, batch_size=8, seq_len=256, ema=0.999, eval_every=500, save_every=500
+        "mini_chat",
+        _like_v3(
+            24_000_000,
+            3e-3,
+            batch_size=8,
+            seq_len=256,
+            ema=0.999,
+            eval_every=500,
+            save_every=500,
         ),
-        purpose="the small DeepSeek-V3 that ships with the workbook",
+        "the small DeepSeek-V3 that ships with the workbook; about six hours of one CPU core",
     ),
     "mini": Recipe(
-        preset="mini",
-        train=_long_run(
-            8 * MTOK, 3e-3, batch_size=16, seq_len=128, ema=0.998, eval_every=250, save_every=250
-        ),
-        purpose="the preset of the notebooks, trained by one command",
-    ),
-    "dense_chat": Recipe(
-        preset="mini_dense",
-        train=TrainConfig(
-            steps=800,
-            lr=3e-3,
+        "mini",
+        _like_v3(
+            8_000_000,
+            3e-3,
             batch_size=16,
             seq_len=128,
-            warmup_steps=50,
-            decay_start=400,
-            min_lr=1e-4,
-            eval_every=200,
-            eval_batches=16,
-            save_every=200,
+            ema=0.998,
+            eval_every=250,
+            save_every=250,
         ),
-        purpose="the model that notebook 00 talks to",
-        fresh=False,
+        "the preset of the notebooks; about three hours of one CPU core",
+    ),
+    "dense_chat": Recipe(
+        "mini_dense", _dense, "the dense model of notebooks 00 and 02; minutes", fresh=False
     ),
 }
 
@@ -127,16 +149,22 @@ def build_trainer(
         name: a key of ``RECIPES``.
         work_dir: where checkpoints and the log go.
         device: where to train.
-        changes: settings that differ from the recipe's.
+        changes: settings that differ from the recipe's. ``tokens`` or ``steps`` change its length,
+            and its schedules with it.
 
     Raises:
         KeyError: there is no such recipe.
+        TypeError, ValueError: there is no such setting, or a value that no run can have.
     """
     recipe = RECIPES[name]
-    cfg = recipe.train.replace(**changes)
+    steps, tokens = changes.pop("steps", None), changes.pop("tokens", None)
+    usual = recipe.train(None)
+    if steps is not None:
+        tokens = usual.replace(steps=steps).steps * usual.batch_rows(0) * usual.seq_len
+    cfg = (usual if tokens is None else recipe.train(tokens)).replace(**changes)
     source, valid, floor = _data(recipe, cfg)
     torch.manual_seed(cfg.seed)
-    model = Transformer(get_config(recipe.preset, **recipe.changes)).to(device)
+    model = Transformer(get_config(recipe.preset)).to(device)
     return Trainer(model, cfg, source, valid, out_dir=work_dir, floor=floor)
 
 
@@ -146,6 +174,7 @@ def train_recipe(
     work_dir: str | os.PathLike[str],
     resume: bool = True,
     device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
     **changes: Any,
 ) -> Path:
     """Train a named recipe and write the model with notes on how it came about.
@@ -154,9 +183,11 @@ def train_recipe(
         name: a key of ``RECIPES``.
         out: the model's folder; written when the run is complete.
         work_dir: where checkpoints go; a run found there is resumed.
-        resume: go on from the newest checkpoint in ``work_dir`` if there is one.
+        resume: go on from the newest checkpoint in ``work_dir`` if there is one; without it the
+            folder of an earlier run is renamed.
         device: where to train.
-        changes: settings that differ from the recipe's.
+        dtype: of the weights that are written.
+        changes: as ``build_trainer``.
 
     Returns:
         The model's folder.
@@ -166,13 +197,14 @@ def train_recipe(
         CheckpointError: a folder cannot be written, or the run found there is another one.
         KeyboardInterrupt: the run was interrupted; its checkpoint is in ``work_dir``.
     """
+    out, work_dir = Path(out), Path(work_dir)
+    _require_writable(out)
     trainer = build_trainer(name, work_dir, device, **changes)
-    _require_writable(Path(out))
-    checkpoint = latest_checkpoint(work_dir) if resume else None
+    if not resume:
+        _set_aside(work_dir)
+    checkpoint = latest_checkpoint(work_dir)
     if checkpoint is not None:
         trainer.resume(checkpoint)
-    elif not resume:
-        _set_aside(Path(work_dir))
     start, begun = time.perf_counter(), trainer.position.tokens
     history = trainer.fit()
     if trainer.step < trainer.cfg.total_steps():
@@ -181,6 +213,7 @@ def train_recipe(
         "command": f"python -m minids3.train {name}",
         "purpose": RECIPES[name].purpose,
         "preset": RECIPES[name].preset,
+        "settings": trainer.cfg.flat(),
         "steps": trainer.step,
         "tokens": history.tokens[-1],
         "parameters": trainer.model.num_parameters(),
@@ -192,7 +225,7 @@ def train_recipe(
         },
         "torch": torch.__version__,
     }
-    return save_model(trainer.model, out, about)
+    return save_model(trainer.model.to("cpu", dtype), out, about)
 
 
 def _set_aside(work_dir: Path) -> None:
@@ -208,12 +241,9 @@ def _set_aside(work_dir: Path) -> None:
 
 def _require_writable(out: Path) -> None:
     """Find out before training, and not after, that the model cannot be written."""
+    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        probe = out.parent / f".{out.name}-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write the model to {out} ({error}): choose another folder"
-        ) from error
+        raise CheckpointError(f"cannot write the model to {out} ({error})") from error

@@ -66,10 +66,6 @@ class Batches(Protocol):
         ...
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, once the step in hand is done."""
-
-
 @torch.inference_mode()
 def evaluate(model: Transformer, batches: Batches, n_batches: int) -> float:
     """Mean loss in nats per target over the first ``n_batches`` batches, in evaluation mode.
@@ -345,22 +341,25 @@ class Trainer:
         )
         self.model.train()
         self._clock = (time.perf_counter(), self.position.tokens)
+        interrupts = _Interrupts()
         try:
-            self._evaluate_if_due(log)  # before the first step, or where an interruption cut it off
-            while self.step < stop:
-                with _interrupt_held_back():
+            with interrupts.held_back():
+                self._evaluate_if_due(log)  # before the first step, or where it was cut off
+                while self.step < stop:
+                    interrupts.check()
                     loss, _ = self.train_step()
                     log.step(self.history, self._speed())
-                bar.update()
-                if self.step % 10 == 0:
-                    bar.set_postfix(self._postfix(loss), refresh=False)
-                self._evaluate_if_due(log)
-                self._save_if_due(stop)
-        except KeyboardInterrupt as interrupt:
+                    bar.update()
+                    if self.step % 10 == 0:
+                        bar.set_postfix(self._postfix(loss), refresh=False)
+                    self._evaluate_if_due(log)
+                    self._save_if_due(stop)
+                interrupts.check()
+        except KeyboardInterrupt:
             if self.out_dir is not None:
                 self.save()
             bar.write(f"stopped after step {self.step}; fit() goes on from here")
-            if getattr(interrupt, "terminated", False):
+            if interrupts.caught == signal.SIGTERM:  # who sends it wants the process to end
                 raise SystemExit(128 + signal.SIGTERM) from None
         finally:
             bar.close()
@@ -510,26 +509,31 @@ class Trainer:
         checkpoint.check(self.model)
 
 
-@contextlib.contextmanager
-def _interrupt_held_back() -> Iterator[None]:
-    """Let an interrupt wait until the block is done; a second one comes through at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is ever interrupted
-        return
-    caught: list[int] = []
+class _Interrupts:
+    """Holds Ctrl-C and SIGTERM back until somebody asks; a second one comes through at once."""
 
-    def remember(signum: int, frame: Any) -> None:
-        if caught:
+    def __init__(self) -> None:
+        self.caught: int | None = None
+
+    def _remember(self, signum: int, frame: Any) -> None:
+        if self.caught is not None:
             raise KeyboardInterrupt
-        caught.append(signum)
+        self.caught = signum
 
-    before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
-    if caught:
-        interrupt = Interrupted()
-        interrupt.terminated = caught[0] == signal.SIGTERM  # type: ignore[attr-defined]
-        raise interrupt
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Remember signals while the block runs; only the main thread ever gets any."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+    def check(self) -> None:
+        """Raise ``KeyboardInterrupt`` if a signal came."""
+        if self.caught is not None:
+            raise KeyboardInterrupt
