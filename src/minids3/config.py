@@ -252,7 +252,7 @@ def _check_type(name: str, value: object, kind: str) -> None:
             raise ConfigError(f"{name} is larger than {LARGEST_INT}: no model has that")
     if kind.startswith("float"):
         try:
-            finite = number and math.isfinite(value)
+            finite = isinstance(value, int | float) and number and math.isfinite(value)
         except OverflowError:  # an int of more than 308 digits
             finite = False
         if not finite:

@@ -16,7 +16,7 @@ import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -325,7 +325,7 @@ class Checker:
     def _ok(self, label: str) -> None:
         self.items.append(Item(label, "ok", "", len(self.outputs)))
 
-    def _fail(self, label: str | None, reason: str) -> Any:
+    def _fail(self, label: str | None, reason: str) -> NoReturn:
         if label is None:
             label = self._next_label()
         self.items.append(Item(label, "no", reason, len(self.outputs)))

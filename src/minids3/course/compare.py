@@ -68,7 +68,8 @@ def tensor_difference(got: Tensor, expected: Tensor, rtol: float, atol: float) -
     if not bool(wrong.any()):
         return ""
     index = tuple(int(i) for i in wrong.nonzero()[0])
-    x, y = a[index].item(), b[index].item()
+    x: Any = a[index].item()
+    y: Any = b[index].item()
     where = f"at {list(index)} it is" if index else "it is"
     if isinstance(x, float):
         x, y = _pair(x, y)

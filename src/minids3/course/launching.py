@@ -66,7 +66,7 @@ def launch(
 
     if getattr(fn, "is_placeholder", False):
         fn()  # says what to do
-    kernel = fn if hasattr(fn, "run") and hasattr(fn, "arg_names") else jit(fn)
+    kernel: Any = fn if hasattr(fn, "run") and hasattr(fn, "arg_names") else jit(fn)
     if interpreted():
         given = [a.view if isinstance(a, Guarded) else a for a in args]
         try:

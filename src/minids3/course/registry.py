@@ -92,7 +92,7 @@ class Exercise:
                 f"exercise {self.id}: hints are a question and pseudocode (the third level is "
                 "the solution's source)"
             )
-        names = [m.name for m in (*self.mutants, *self.alternatives)]
+        names = [m.name for m in self.mutants] + [a.name for a in self.alternatives]
         if len(set(names)) != len(names):
             raise ValueError(f"exercise {self.id}: two mutants or alternatives share a name")
         if not self.solution.__doc__:

@@ -1,6 +1,7 @@
-"""As much fresh text as a run needs: documents drawn on the fly, never the same one twice over.
+"""As much fresh text as a run needs: documents drawn on the fly.
 
-The grammars can write for ever, so a long run need not repeat its data. The stream is cut into
+The grammars can write for ever, so a long run goes over nothing twice; what is written again, such
+as a small sum, is so by the grammar's own chance. The stream is cut into
 *chunks*, each drawn from a seed of its own and cut into a fixed number of rows: row 1,000,000 is
 there at once, without the rows before it, which is what resuming and many readers at once need.
 
@@ -120,8 +121,7 @@ class FreshBatches:
             chunk, row = divmod(number, ROWS_PER_CHUNK)
             inputs, targets = self._chunk(chunk)
             picked.append((inputs[row], targets[row]))
-        inputs, targets = zip(*picked, strict=True)
-        return torch.stack(inputs), torch.stack(targets)
+        return torch.stack([row for row, _ in picked]), torch.stack([row for _, row in picked])
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets int64 ``[B, T]`` of a step."""

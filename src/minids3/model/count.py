@@ -31,6 +31,7 @@ def _own(module: nn.Module) -> int:
 def _activated_experts(model: Transformer, name: str, experts: Experts) -> int:
     """Parameters of the K of E experts that one token uses."""
     gate = model.get_submodule(name.removesuffix("experts") + "gate")
+    assert isinstance(gate, Gate)
     return _own(experts) * gate.top_k // experts.down_proj.shape[0]
 
 

@@ -34,12 +34,12 @@ class ExactBuffers(nn.Module):
 
     def _apply(self: _Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Module:
         """What every cast and move calls: see to it that ``fn`` only moves the exact buffers."""
-        kept = {name: self._buffers[name] for name in self.exact_buffers}
+        kept = {name: self.get_buffer(name) for name in self.exact_buffers}
         super()._apply(fn, recurse)
-        devices = {name: self._buffers[name].device for name in kept}
+        devices = {name: self.get_buffer(name).device for name in kept}
         if any(kept[name].is_meta and device.type != "meta" for name, device in devices.items()):
             self.reset_exact_buffers()
-            kept = {name: self._buffers[name] for name in self.exact_buffers}
+            kept = {name: self.get_buffer(name) for name in self.exact_buffers}
         for name, buffer in kept.items():
             self._buffers[name] = buffer.to(devices[name])
         return self
@@ -48,4 +48,4 @@ class ExactBuffers(nn.Module):
         """Load as ever; a state that is assigned instead of copied brings its own dtype."""
         super()._load_from_state_dict(*args)
         for name in self.exact_buffers:
-            self._buffers[name] = self._buffers[name].to(torch.float32)
+            self._buffers[name] = self.get_buffer(name).to(torch.float32)

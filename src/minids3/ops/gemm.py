@@ -15,6 +15,7 @@ instructions would do ten times slower; it makes the two runs differ in the oper
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -152,6 +153,7 @@ class _Fp8Linear(torch.autograd.Function):
         kernels: bool,
     ) -> Tensor:
         ctx.recipe, ctx.kernels, ctx.dtype = recipe, kernels, weight.dtype
+        kept: Sequence[Tensor | None]
         if kernels:
             from minids3.ops.gemm_kernels import kernel_forward
 
@@ -268,7 +270,7 @@ def _ref_forward(
 
 def _ref_backward(
     grad: Tensor,
-    kept: tuple[Tensor | None, ...],
+    kept: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
     counts: tuple[int, ...],
     recipe: Float8Recipe,
     grad_x: Tensor | None,

@@ -60,11 +60,13 @@ def kernel_backward(
         else:
             grad_x = grouped_fp8.fp8_grouped_gemm_nt(g, g_scale, w, w_scale, counts, output)
         grad_x = grad_x.to(grad.dtype)
-    if need[1] and counts is None:
+    if not need[1]:
+        return grad_x, None
+    if counts is None:
         g, g_scale = quant.act_quant_transposed(grad)
         a, a_scale = quant.requantize_transposed(x, x_scale, power_of_two=power_of_two)
         grad_weight = gemm.fp8_gemm_nt(g, g_scale, a, a_scale, torch.float32)[None]
-    elif need[1]:
+    else:
         g, g_scale = moe_quant.grouped_quant_transposed(grad, counts)
         a, a_scale = moe_quant.grouped_quant_transposed(x, counts, x_scale, power_of_two)
         grad_weight = grouped_fp8.fp8_grouped_wgrad(g, g_scale, a, a_scale, counts)
@@ -78,7 +80,6 @@ def _quantize_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
         q, scale = quant.weight_quant(weight.contiguous().flatten(0, 1))
         return q.unflatten(0, (n_experts, rows)), scale.unflatten(0, (n_experts, -1))
     parts = [quant.weight_quant(matrix) for matrix in weight.contiguous()]
-    q, scale = zip(*parts, strict=True)
     # fp8 tensors cannot be concatenated everywhere; bytes can
-    stacked = torch.stack([part.view(torch.uint8) for part in q])
-    return stacked.view(torch.float8_e4m3fn), torch.stack(scale)
+    stacked = torch.stack([part.view(torch.uint8) for part, _ in parts])
+    return stacked.view(torch.float8_e4m3fn), torch.stack([scale for _, scale in parts])

@@ -165,7 +165,7 @@ def truncated_mm_ref(
         stop = start + step
         register.addmm_(a[:, start:stop], b[:, start:stop].T)
         register.view(torch.int32).bitwise_and_(kept)
-        if total is not None and stop % promote_every == 0:
+        if total is not None and promote_every and stop % promote_every == 0:
             total += register
             register.zero_()
     return register if total is None else total + register

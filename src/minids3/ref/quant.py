@@ -155,12 +155,11 @@ def _tiled(x: Tensor, block: tuple[int, int]) -> Tensor:
 
     A block that is larger than ``x`` is cut to its size.
     """
-    block = tuple(min(side, max(size, 1)) for side, size in zip(block, x.shape, strict=True))
-    missing = [-size % side for size, side in zip(x.shape, block, strict=True)]
+    rows, columns = (min(side, max(size, 1)) for side, size in zip(block, x.shape, strict=True))
+    missing = -x.shape[0] % rows, -x.shape[1] % columns
     if any(missing):
         x = F.pad(x, (0, missing[1], 0, missing[0]))
-    sizes = (x.shape[0] // block[0], block[0], x.shape[1] // block[1], block[1])
-    return x.reshape(sizes)
+    return x.reshape(x.shape[0] // rows, rows, x.shape[1] // columns, columns)
 
 
 def _untiled(tiled: Tensor, shape: torch.Size) -> Tensor:

@@ -47,6 +47,8 @@ def speed_limit(share: float, rate: float) -> float:
 def line_08() -> Line:
     """Bound the gain in arithmetic time, and count the bytes of an operand with its scales."""
     share = fp8_share(get_config("v3_671b"))
+    assert H800.fp8_flops is not None
+    assert H800.bf16_flops is not None
     rate = H800.fp8_flops / H800.bf16_flops
     limit = speed_limit(share, rate)
     tile, block = bytes_per_number((1, 128)), bytes_per_number((128, 128))

@@ -49,6 +49,7 @@ def gemm_seconds(precision: Literal["fp8", "bf16"], efficiency: float = 1.0) -> 
 def line_09() -> Line:
     """State the least seconds of a step for the FP8 products; prices no run."""
     fp8, bf16 = gemm_seconds("fp8"), gemm_seconds("bf16")
+    assert H800.fp8_flops is not None
     return Line(
         notebook="09",
         title="The FP8 products of one step, if the tensor cores were never idle",
