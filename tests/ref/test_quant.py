@@ -132,3 +132,18 @@ def test_what_is_no_matrix_is_refused():
         dequantize_ref(*quantize_ref(torch.ones(2, 3), None))
     with pytest.raises(ValueError, match="NaN"):
         block_quantize_ref(torch.full((2, 2), math.nan))
+
+
+def test_scales_in_bytes_are_exponents():
+    """UE8M0 (OCP MX): byte b is 2^(b - 127), 255 is NaN; torch's own float8_e8m0fnu agrees."""
+    exponents = torch.arange(256, dtype=torch.uint8)[None]
+    ones = torch.ones(1, 256).to(torch.float8_e4m3fn)
+    read = dequantize_ref(ones, exponents, (1, 1))
+    assert [float(x) for x in read[0, :255]] == [2.0 ** (b - 127) for b in range(255)]
+    assert read[0, 255].isnan()
+    if hasattr(torch, "float8_e8m0fnu"):
+        other = dequantize_ref(ones, exponents.view(torch.float8_e8m0fnu), (1, 1))
+        assert torch.equal(read[:, :255], other[:, :255])
+    for dtype in (torch.int8, torch.int32, torch.bool):
+        with pytest.raises(ValueError, match="neither numbers nor UE8M0 bytes"):
+            dequantize_ref(ones, torch.ones(1, 256).to(dtype), (1, 1))
