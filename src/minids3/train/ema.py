@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, kept beside the model (TR section 3.2.2).
+"""An exponential moving average of the weights, kept beside the model (TR section 3.2.3).
 
 V3 holds it in the CPU's memory and updates it while the next step runs, so that it costs the GPU
 nothing; its evaluation tells early what the model will be once the learning rate has decayed.

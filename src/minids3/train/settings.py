@@ -65,7 +65,7 @@ class Optimizer:
     betas, weight_decay: of AdamW.
     grad_clip: largest norm of all gradients together.
     moments: how the optimizer stores its own.
-    ema: decay of the exponential moving average of the weights (TR section 3.2.2), kept in the
+    ema: decay of the exponential moving average of the weights (TR section 3.2.3), kept in the
         CPU's memory; 0 keeps none.
     """
 
