@@ -14,6 +14,7 @@ import torch
 from minids3.config import ConfigError
 from minids3.data import DataError
 from minids3.model import ModelFileError
+from minids3.train.allocator import keep_freed_memory
 from minids3.train.checkpoint import CheckpointError, latest_checkpoint
 from minids3.train.recipes import RECIPES, train_recipe
 
@@ -74,6 +75,7 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and train; returns the exit status."""
     args = parser().parse_args(argv)
+    keep_freed_memory()
     out = Path(args.out or f"runs/{args.name}")
     work_dir = Path(args.work_dir or out)
     try:
