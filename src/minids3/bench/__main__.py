@@ -21,6 +21,7 @@ TOPICS: dict[str, tuple[str, str] | None] = {
     "fp8": None,
     "kernels": ("triton", "triton (on Linux)"),
     "model": ("transformers", "-e '.[test]'"),
+    "training": None,
 }
 
 

@@ -17,6 +17,7 @@ from minids3.sim.bill.lines_06 import line_06
 from minids3.sim.bill.lines_08 import line_08
 from minids3.sim.bill.lines_09 import line_09
 from minids3.sim.bill.lines_10 import line_10
+from minids3.sim.bill.lines_12 import line_12
 from minids3.sim.bill.lines_13 import line_13
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "line_08",
     "line_09",
     "line_10",
+    "line_12",
     "line_13",
     "lines",
     "show",

@@ -1,0 +1,117 @@
+"""The training record: resumed where it stopped, thinned without losing an event."""
+
+import json
+
+import pytest
+
+from minids3.bench import training
+from minids3.bench.training import MODEL, PLAN, SEEDS, VARIANTS, main, model_config, thin
+from minids3.sim import flops
+from minids3.viz.training import dashboard
+
+
+def entry(n, time=None, **more):
+    found = {"kind": "step", "step": n, "tokens": 100 * n, "loss": 2.0 - n / 1000, "lr": 1e-3}
+    found |= {"time": float(n) if time is None else time, "run": "x"}
+    found |= {"grad_norm": 0.5, "tokens_per_second": 50.0, "memory_mib": 9.0, "mtp_loss": 1.0}
+    return found | {"max_violation": [0.5, 1.0]} | more
+
+
+def test_dense_costs_what_the_experts_cost():
+    moe = flops.training_flops_per_token(model_config("bf16"), 128)
+    dense = flops.training_flops_per_token(model_config("dense"), 128)
+    assert dense == pytest.approx(moe, rel=0.02)
+    assert model_config("no MTP").num_nextn_predict_layers == 0
+    assert model_config("dense").n_routed_experts == 0
+    assert model_config("fp8").n_routed_experts == MODEL["n_routed_experts"]
+
+
+def test_schedules_are_v3s_in_small():
+    assert PLAN.batch_rows(0) * 5 == PLAN.batch_rows(PLAN.tokens)  # 3,072 to 15,360
+    half, late = 0.4 * PLAN.tokens, 0.99 * PLAN.tokens
+    assert PLAN.lr_at(0, half) == PLAN.lr.phases[0].value
+    assert PLAN.lr_at(0, late) < PLAN.lr_at(0, 0.97 * PLAN.tokens) < PLAN.lr_at(0, half) / 9
+    assert PLAN.mtp_weight_at(0, half) == 0.3
+    assert PLAN.mtp_weight_at(0, late) == 0.1
+    assert PLAN.bias_speed_at(0, half) > 0 == PLAN.bias_speed_at(0, late)
+
+
+def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
+    path, calls = tmp_path / "training.json", []
+
+    def train_once(variant, seed):
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        calls.append((variant, seed))
+        return {"variant": variant, "seed": seed, "valid_loss": 1.0, "seconds": 1}
+
+    monkeypatch.setattr(training, "train_once", train_once)
+    monkeypatch.setattr(training, "data", lambda: (None, frozenset(), 0.4))
+    monkeypatch.setattr(training, "record_path", lambda topic: path)
+    read = lambda topic: json.loads(path.read_text()) if path.exists() else None  # noqa: E731
+    monkeypatch.setattr(training, "recorded", read)
+    with pytest.raises(KeyboardInterrupt):
+        training.run()
+    first = list(calls)
+    calls.clear()
+    monkeypatch.setattr(training, "train_once", lambda v, s: calls.append((v, s)) or {
+        "variant": v, "seed": s, "valid_loss": 1.0, "seconds": 1})  # fmt: skip
+    report = training.run()
+    assert first + calls == [(v, s) for s in SEEDS for v in VARIANTS]
+    assert len(report["runs"]) == len(SEEDS) * len(VARIANTS)
+    # Other settings: nothing of the old record is taken over.
+    monkeypatch.setattr(training, "VALIDATION", 99)
+    calls.clear()
+    training.run()
+    assert len(calls) == len(SEEDS) * len(VARIANTS)
+
+
+def test_only_the_cpus_emulation_is_recorded():
+    with pytest.raises(ValueError, match="--device cpu"):
+        training.run(device="cuda")
+
+
+def test_thin_keeps_every_event_and_both_ends():
+    steps = [entry(n, loss=2.0 + 0.01 * ((7 * n) % 5)) for n in range(1, 1001)]
+    steps[500]["loss"] = 9.0
+    for n in range(700, 705):
+        steps[n]["loss"] = 5.0
+    steps[998]["loss"] = None  # a batch without targets
+    evaluations = [
+        {"kind": "evaluation", "run": "x", "step": n, "tokens": 100 * n, "loss": 2.0, "floor": 0.4}
+        for n in (0, 1000)
+    ]
+    found = thin([evaluations[0], *steps, evaluations[1]], points=50)
+    assert found["total_steps"] == 1000
+    assert found["tokens"] == 100_000
+    assert found["floor"] == 0.4
+    assert found["seconds"] == 999
+    assert len(found["steps"]) == 50
+    assert found["events"] == [
+        {"step": 501, "length": 1, "kind": "bad batch"},
+        {"step": 701, "length": 5, "kind": "spike"},
+    ]
+    assert max(e["largest_loss"] for e in found["steps"]) == 9.0
+    assert found["steps"][-1]["step"] == 1000
+    assert found["steps"][0]["max_violation"] == [0.5, 1.0]
+    mean = sum(e["loss"] for e in steps[:20]) / 20
+    assert found["steps"][0]["loss"] == pytest.approx(mean, abs=1e-4)
+    assert [e["step"] for e in found["evaluations"]] == [0, 1000]
+    dashboard([*found["steps"], *found["evaluations"]]).canvas.draw()
+
+
+def test_pauses_between_sittings_do_not_count():
+    times = [*range(10), *range(5000, 5010)]
+    steps = [entry(n + 1, time=float(t)) for n, t in enumerate(times)]
+    assert thin(steps)["seconds"] == 19
+
+
+def test_no_step_no_record(tmp_path, capsys):
+    with pytest.raises(ValueError, match="no step yet"):
+        thin([])
+    log = tmp_path / "log.jsonl"
+    assert main([str(log)]) == 2
+    assert "log.jsonl" in capsys.readouterr().err
+    log.write_text(json.dumps(entry(1)) + "\n")
+    assert main([str(log), "--json", str(tmp_path / "out.json")]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["total_steps"] == 1
