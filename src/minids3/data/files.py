@@ -185,7 +185,7 @@ def verify_file(folder: Path, name: str) -> str:
     if hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest() == recorded:
         why = (
             "Git has changed its line ends (core.autocrlf): delete the file and fetch it again "
-            f"with 'git checkout {name}', or run '{REBUILD}'"
+            f"with 'git checkout {folder / name}', or run '{REBUILD}'"
         )
     raise DataError(
         f"checksum mismatch for {name}: expected {recorded[:12]}..., found {found[:12]}...; {why}"
