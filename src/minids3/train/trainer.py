@@ -424,6 +424,7 @@ class Trainer:
         """
         if self.out_dir is None:
             raise ValueError("this Trainer has no out_dir to save to; give it one")
+        averaged = self.average.tensors if self.average is not None else None
         state = {
             "run": self.run,
             **self.position._asdict(),
@@ -440,7 +441,7 @@ class Trainer:
             self.optimizer,
             state,
             keep=self.cfg.upkeep.keep,
-            ema=self.average.tensors if self.average is not None else None,
+            ema=averaged,
         )
 
     def _fingerprint(self) -> str:
@@ -494,8 +495,7 @@ class Trainer:
             raise CheckpointError(f"{folder} and this run disagree on whether there is an average")
         checkpoint.restore(self.model, self.optimizer)
         if self.average is not None and checkpoint.ema is not None:
-            self.average.tensors = {n: checkpoint.ema[n] for n in self.average.tensors}
-            self.average.updates = state["ema_updates"]
+            self.average.restore(checkpoint.ema, state["ema_updates"])
         self.position, self.history, self.run = position, history, state["run"]
 
     def _compare_model(self, checkpoint: Checkpoint) -> None:
