@@ -209,7 +209,7 @@ def load_hf(
                 if not torch.equal(tensor, state[entry.source]):
                     raise ModelFileError(f"{stored.where(entry.name)} {_DIFFERS[entry.name[:5]]}")
             elif entry.expert is None:
-                state[entry.source] = tensor
+                state[entry.source] = tensor.clone()  # what safetensors gives is a view of the file
             else:
                 if entry.source not in state:
                     state[entry.source] = tensor.new_empty(shapes[entry.source])
