@@ -79,6 +79,36 @@ def test_on_its_own_greedy_text_it_is_the_rate_of_free_drafting():
     assert got == pytest.approx(sum(hits) / len(hits))
 
 
+@torch.no_grad()
+def test_a_decoder_with_drafts_proposes_at_fewer_positions():
+    """After an accepted draft its position is passed: the rates differ, and the text does not."""
+    differ = 0
+    for seed in range(6):
+        torch.manual_seed(seed)
+        changes = {"vocab_size": 5, "initializer_range": 0.3, "num_nextn_predict_layers": 1}
+        model = Transformer(get_config("tiny", **changes)).eval()
+        prompt = some_ids(1, 4, seed) % 5
+        text = prompt
+        accepted = []
+        while text.shape[1] < 40:
+            text = torch.cat((text, model(text)[:, -1].argmax(-1, keepdim=True)), 1)
+            draft = model.mtp_logits(text)[0][:, -1].argmax(-1, keepdim=True)
+            accepted.append(bool(draft == model(text)[:, -1].argmax(-1)))
+            if accepted[-1]:
+                text = torch.cat((text, draft), 1)
+        text = text[:, :40]
+        assert torch.equal(text, generate_ids(model, prompt, 36))
+        everywhere = draft_agreement(model, text)[0, 3:]
+        visited, at = [], 0
+        while at < len(everywhere):  # the same drafts, those of the positions it stops at
+            visited.append(bool(everywhere[at]))
+            at += 2 if visited[-1] else 1
+        assert accepted[: len(visited)] == visited
+        rate = second_token_acceptance(model, text, start=3)
+        differ += abs(rate - sum(visited) / len(visited)) > 0.02
+    assert differ > 0
+
+
 def test_by_domain_weighs_tokens_and_changes_nothing():
     split = load_split("validation")
     torch.manual_seed(0)

@@ -54,8 +54,11 @@ def draft_agreement(model: Transformer, ids: Tensor) -> Tensor:
 def second_token_acceptance(model: Transformer, ids: Tensor, start: int = 0) -> float:
     """Share of positions whose drafted second token is accepted, greedily and on a given text.
 
-    On a text that the model has itself decoded greedily this is the acceptance of that decoding,
-    since such a text consists of the main model's own choices.
+    Every position counts once, as if a draft were made at each. A decoder that uses drafts makes
+    none at the position after an accepted one, since it has passed it already, so its own rate may
+    differ in either direction, on its own greedy text too: count accepted per proposed drafts while
+    it runs. The two agree where acceptance does not depend on whether the draft before was
+    accepted.
 
     Args:
         model: with at least one MTP module.
@@ -96,8 +99,10 @@ def acceptance_by_domain(model: Transformer, split: Split, documents: int = 24) 
 def tokens_per_step(acceptance: float, depth: int = 1) -> float:
     """Expected tokens of one decoding step: 1 + p with one draft (TR section 5.4.3).
 
-    With ``depth`` drafts, each accepted with probability p if those before it were, it is
-    1 + p + ... + p^depth: the first refusal ends the step.
+    p is the rate at the positions where the decoder makes a draft; that of all positions
+    (``second_token_acceptance``) stands in for it only where the two agree. With ``depth`` drafts,
+    each accepted with probability p if those before it were, it is 1 + p + ... + p^depth: the first
+    refusal ends the step.
 
     Raises:
         ValueError: the acceptance is no probability, or the depth is negative.

@@ -66,8 +66,11 @@ def why_not_prepared(model: Transformer) -> str | None:
             continue
         if type(module) not in KNOWN:
             return f"{name or 'the model'} is a {type(module).__name__}, not a layer of the library"
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            return f"{name or 'the model'} has a hook"
+        replaced = any(callable(v) and hasattr(type(module), k) for k, v in vars(module).items())
+        if module._forward_hooks or module._forward_pre_hooks or replaced:
+            return f"{name or 'the model'} has a hook or a method of its own"
+        if getattr(module, "bias", None) is not None:
+            return f"{name} has a bias"
         if getattr(module, "absorb", None) is False:
             return f"{name} has absorb=False"
         for p in module.parameters(recurse=False):
