@@ -240,7 +240,7 @@ def grouped_wgrad(grad: Tensor, x: Tensor, counts: Tensor) -> Tensor:
         return out
     # fp32: without tensor cores a longer side spills registers
     tile = _PLAIN if x.dtype == torch.float32 else _config(x, x.shape[0])
-    spec = _settle_wgrad("bf16", tile, power_of_two_from(n_experts))
+    spec = _settle_wgrad(tile, power_of_two_from(n_experts))
     grid = cdiv(n, tile[0]) * cdiv(k, tile[1]), n_experts
     spec.launch(grid, grad, x, counts, out, n_experts, n, k)
     return out
@@ -262,7 +262,7 @@ def _grouped_gemm(
     m_tiles = most_tiles(m, n_experts, block_m)
     side = (block_n, block_k) if transposed else (block_k, block_n)
     even = n % block_n == 0, k % block_k == 0
-    spec = _settle("bf16", tile, power_of_two_from(n_experts), *even, tiles, transposed)
+    spec = _settle(tile, power_of_two_from(n_experts), *even, tiles, transposed)
     spec.launch(
         (m_tiles * cdiv(n, block_n),),
         in_tiles(x, block_m, block_k) if tiles else x,
@@ -314,9 +314,18 @@ def _check_grouped(x: Tensor, weight: Tensor, counts: Tensor, inner: int) -> Non
 
 @cache
 def _settle(
-    kind: str, tile: _Tile, e_pad: int, even_n: bool, even_k: bool, tiles: bool, transposed: bool
+    tile: _Tile,
+    e_pad: int,
+    even_n: bool,
+    even_k: bool,
+    tiles: bool,
+    transposed: bool,
+    kind: str = "bf16",
 ) -> Spec:
-    """The product with its constants: what is launched is what ``SPECS`` compiles."""
+    """The product with its constants: what is launched is what ``SPECS`` compiles.
+
+    ``kind`` is for compiling alone: at a launch the tensors say their types.
+    """
     block_m, block_n, block_k, warps, stages = tile
     side = (block_n, block_k) if transposed else (block_k, block_n)
     signature = {
@@ -333,7 +342,7 @@ def _settle(
 
 
 @cache
-def _settle_wgrad(kind: str, tile: _Tile, e_pad: int) -> Spec:
+def _settle_wgrad(tile: _Tile, e_pad: int, kind: str = "bf16") -> Spec:
     block_n, block_k, block_r, warps, stages = tile
     signature = dict.fromkeys(("g_ptr", "x_ptr", "dw_ptr"), f"*{kind}") | {"counts_ptr": "*i64"}
     signature |= dict.fromkeys(("n_experts", "N", "K"), "i32")
@@ -342,12 +351,12 @@ def _settle_wgrad(kind: str, tile: _Tile, e_pad: int) -> Spec:
 
 
 def _gemm(name: str, kind: str, tile: _Tile, *, tiles: bool = False, **changes: Any) -> Spec:
-    settled = _settle(kind, tile, 256, True, True, tiles, "_nt_" in name)
+    settled = _settle(tile, 256, True, True, tiles, "_nt_" in name, kind)
     return replace(settled, name=name, **changes)
 
 
 def _wgrad(name: str, kind: str, tile: _Tile, **changes: Any) -> Spec:
-    return replace(_settle_wgrad(kind, tile, 256), name=name, **changes)
+    return replace(_settle_wgrad(tile, 256, kind), name=name, **changes)
 
 
 _MODERN = ("sm_80", "sm_89", "sm_90", "sm_100")
