@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minids3.command import Parser, fail
+
 if TYPE_CHECKING:
     from minids3.grade.records import SubmissionResult
 
@@ -23,7 +25,7 @@ stopped. With --self, and no submissions, show what the public checks say about 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    top = argparse.ArgumentParser(prog="minids3", description=__doc__)
+    top = Parser(prog="minids3", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     grade = commands.add_parser("grade", help="grade submitted notebooks", description=_GRADE)
     grade.add_argument("notebook", help="03, 03_latent_attention, or the path of a notebook")
@@ -69,8 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
     except (ValueError, LookupError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error)
 
 
 def _release(args: argparse.Namespace) -> int:

@@ -83,6 +83,8 @@ def show(path: Path) -> int:
     """Print the checklists and the points of the public checks; return 0 if all passed."""
     import torch
 
+    if not path.is_file():
+        raise ValueError(f"there is no notebook {path}")
     if not torch.cuda.is_available() and "triton" not in sys.modules:
         os.environ.setdefault("TRITON_INTERPRET", "1")  # heard only before the first import
     total = most = 0.0

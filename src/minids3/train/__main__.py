@@ -6,14 +6,13 @@ import argparse
 import ast
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minids3.config import ConfigError
-from minids3.data import DataError
-from minids3.model import ModelFileError
+from minids3.command import Parser, run
 from minids3.train.allocator import keep_freed_memory
 from minids3.train.checkpoint import CheckpointError, latest_checkpoint
 from minids3.train.recipes import RECIPES, train_recipe
@@ -23,7 +22,7 @@ __all__ = ["main"]
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="python -m minids3.train",
         description=f"{__doc__} A run found in its folder is gone on with.",
         epilog="recipes: " + "; ".join(f"{n}: {r.purpose}" for n, r in sorted(RECIPES.items())),
@@ -74,14 +73,18 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and train; returns the exit status."""
+    return run(partial(_train, sys.argv[1:] if argv is None else argv))
+
+
+def _train(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    keep_freed_memory()
     out = Path(args.out or f"runs/{args.name}")
     work_dir = Path(args.work_dir or out)
+    keep_freed_memory()
+    _require_device(args.device)
+    if args.resume and latest_checkpoint(work_dir) is None:
+        raise CheckpointError(f"there is no checkpoint in {work_dir}: leave --resume out")
     try:
-        _require_device(args.device)
-        if args.resume and latest_checkpoint(work_dir) is None:
-            raise CheckpointError(f"there is no checkpoint in {work_dir}: leave --resume out")
         folder = train_recipe(
             args.name,
             out,
@@ -91,17 +94,16 @@ def main(argv: list[str] | None = None) -> int:
             dtype=torch.float32 if args.dtype == "fp32" else torch.bfloat16,
             **_changes(args),
         )
+    except TypeError as error:  # a setting that there is not
+        raise ValueError(error) from error
+    except FloatingPointError as error:
+        raise RuntimeError(error) from error
     except KeyboardInterrupt:
-        again = [a for a in (sys.argv[1:] if argv is None else argv) if a != "--fresh"]
-        command = shlex.join(["python", "-m", "minids3.train", *again])
+        command = shlex.join(
+            ["python", "-m", "minids3.train", *(a for a in argv if a != "--fresh")]
+        )
         print(f"interrupted; '{command}' goes on from {work_dir}", file=sys.stderr)
         return 130
-    except (
-        CheckpointError, ConfigError, DataError, ModelFileError, FloatingPointError,
-        OSError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     print(f"wrote {folder}")
     return 0
 

@@ -19,7 +19,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def _sha256(path: Path) -> str:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {p: name for name, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
         f"{key}.{names[p]}": torch.as_tensor(value).contiguous()
         for p, slots in optimizer.state.items()
@@ -326,7 +326,9 @@ def load_checkpoint(
     return checkpoint.state
 
 
-def _compare(folder: Path, what: str, own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+def _compare(
+    folder: Path, what: str, own: Mapping[str, Tensor], saved: Mapping[str, Tensor]
+) -> None:
     for name in sorted(own.keys() | saved.keys()):
         here = (list(own[name].shape), own[name].dtype) if name in own else None
         there = (list(saved[name].shape), saved[name].dtype) if name in saved else None

@@ -87,10 +87,10 @@ class Bf16AdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self._update(p, group)
+                    self._update(p, p.grad, group)
         return loss
 
-    def _update(self, p: torch.Tensor, group: dict[str, Any]) -> None:
+    def _update(self, p: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]
         if not state:
             state["step"] = torch.tensor(0.0)
@@ -98,7 +98,7 @@ class Bf16AdamW(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(p, dtype=torch.bfloat16)
         state["step"] += 1
         step, (beta1, beta2) = float(state["step"]), group["betas"]
-        grad = p.grad.float()
+        grad = grad.float()
         mean = state["exp_avg"].float().lerp_(grad, 1 - beta1)
         square = state["exp_avg_sq"].float().mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         state["exp_avg"].copy_(mean)

@@ -160,7 +160,8 @@ def build_trainer(
     steps, tokens = changes.pop("steps", None), changes.pop("tokens", None)
     usual = recipe.train(None)
     if steps is not None:
-        tokens = usual.replace(steps=steps).steps * usual.batch_rows(0) * usual.seq_len
+        usual.replace(steps=steps)  # refuses what is no number of steps
+        tokens = steps * usual.batch_rows(0) * usual.seq_len
     cfg = (usual if tokens is None else recipe.train(tokens)).replace(**changes)
     source, valid, floor = _data(recipe, cfg)
     torch.manual_seed(cfg.seed)

@@ -8,8 +8,9 @@ same whatever the batch is, also while the batch grows.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 __all__ = ["Phase", "Schedule", "lr_at"]
 
@@ -26,7 +27,7 @@ class Phase(NamedTuple):
     shape: Literal["constant", "linear", "cosine"] = "constant"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Schedule:
     """A value for every number of tokens seen; after the last phase its value stays.
 
@@ -39,16 +40,15 @@ class Schedule:
     """
 
     phases: tuple[Phase, ...]
-    start: float = 0.0
+    start: float
 
-    def __post_init__(self) -> None:
-        """Reject phases that no run can have."""
-        phases = tuple(Phase(*phase) for phase in self.phases)
-        object.__setattr__(self, "phases", phases)
-        if not phases:
+    def __init__(self, phases: Iterable[tuple[Any, ...]], start: float = 0.0) -> None:
+        object.__setattr__(self, "phases", tuple(Phase(*phase) for phase in phases))
+        object.__setattr__(self, "start", start)
+        if not self.phases:
             raise ValueError("a schedule needs at least one phase")
         end = 0.0
-        for phase in phases:
+        for phase in self.phases:
             if phase.shape not in ("constant", "linear", "cosine"):
                 raise ValueError(f"shape={phase.shape!r} is unknown: constant, linear or cosine")
             if not phase.end > end:

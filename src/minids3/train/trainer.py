@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -184,11 +184,11 @@ class Trainer:
             return self._finish(after, lr, math.nan, 0.0, [], {})
         sums = self._backward(inputs[counted], targets[counted], after.tokens)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         violations = {name: max_violation(load) for name, load in sums.loads.items()}
         # The one look at the device in a step.
-        told = [sums.objective, norm, sums.loss, *sums.mtp, *violations.values()]
-        told = torch.stack([t.detach().double() for t in told]).tolist()
+        wanted = [sums.objective, norm, sums.loss, *sums.mtp, *violations.values()]
+        told: list[float] = torch.stack([t.detach().double() for t in wanted]).tolist()
         objective, size, loss, *rest = told
         for what, value in (("loss", objective), ("norm of the gradient", size)):
             if not math.isfinite(value):
@@ -259,7 +259,7 @@ class Trainer:
         self, inputs: Tensor, targets: Tensor, tokens: int, counted: int
     ) -> tuple[Tensor, list[Tensor]]:
         """This pass's share of the main loss, and of the MTP modules' if they count."""
-        reduction = "sum"
+        reduction: Literal["mean", "sum"] = "sum"
         if int((targets != IGNORE_INDEX).sum() if targets.device.type == "cpu" else 0) == counted:
             reduction, counted = "mean", 1  # the whole batch: the plain mean, with its rounding
         has_mtp = len(getattr(self.model, "mtp", ())) > 0
