@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from minids3.bench import training
 from minids3.bench.training import MODEL, PLAN, SEEDS, VARIANTS, main, model_config, thin
@@ -24,6 +25,18 @@ def test_dense_costs_what_the_experts_cost():
     assert model_config("no MTP").num_nextn_predict_layers == 0
     assert model_config("dense").n_routed_experts == 0
     assert model_config("fp8").n_routed_experts == MODEL["n_routed_experts"]
+
+
+def test_runs_of_a_seed_differ_in_one_thing():
+    runs = [training.trainer(name, 1) for name in ("fp8", "no balancing", "dense")]
+    first = runs[0].train_batches.rows(40, 3)
+    for other in runs[1:]:
+        assert all(map(torch.equal, first, other.train_batches.rows(40, 3)))
+        assert other.floor == runs[0].floor
+    assert not torch.equal(first[0], training.trainer("fp8", 2).train_batches.rows(40, 3)[0])
+    weights = [run.model.embed_tokens.weight for run in runs[:2]]
+    assert torch.equal(*weights)
+    assert runs[0].cfg.replace(precision="bf16", bias_update_speed=0.0) == runs[1].cfg
 
 
 def test_schedules_are_v3s_in_small():

@@ -211,9 +211,9 @@ def _draw_loss(
                if e.get("ema_loss") is not None]  # fmt: skip
     if average:
         ax.plot(*zip(*average, strict=True), "s--", ms=3, color=PALETTE[1], label="average")
-    ax.set_yscale("log")
-    above = "" if floor is None else f" above the floor ({floor:.3f})"
-    ax.set(title="loss", ylabel=f"nats per token{above}")
+    _log_scale(ax)
+    above = "nats per token" if floor is None else f"nats above the floor, {floor:.3f}"
+    ax.set(title="loss", ylabel=above)
     ax.legend(fontsize=7.5)
 
 
@@ -249,7 +249,7 @@ def _draw_balance(fig: Figure, ax: Axes, steps: list[Entry], seen: list[float]) 
     ax.set_yticks([i + 0.5 for i in range(len(values))], range(1, len(values) + 1))
     ax.invert_yaxis()
     ax.grid(visible=False)
-    fig.colorbar(shown, ax=ax, label="MaxVio (0 is even)")
+    fig.colorbar(shown, ax=ax, label="MaxVio (0 is even)", pad=0.02, aspect=25)
 
 
 def _draw_mtp(
@@ -275,23 +275,31 @@ def _draw_mtp(
 def _draw_norm(ax: Axes, steps: list[Entry], seen: list[float]) -> None:
     ax.plot(seen, [e["grad_norm"] or float("nan") for e in steps], lw=0.8, color=COLORS["ours"])
     ax.axhline(1, color=COLORS["control"], ls="--", lw=1)
-    ax.annotate("clipped above 1", (0.98, 1), xycoords=("axes fraction", "data"), ha="right",
-                va="bottom", fontsize=7.5, color=COLORS["control"])  # fmt: skip
-    ax.set_yscale("log")
-    ax.set(title="gradient norm", ylabel="norm before clipping")
+    _log_scale(ax)
+    ax.set(title="gradient norm", ylabel="norm before clipping\n(at 1, dashed)")
 
 
 def _draw_speed(ax: Axes, steps: list[Entry], seen: list[float]) -> None:
     ax.plot(seen, [e["tokens_per_second"] for e in steps], color=COLORS["ours"])
-    ax.set(title="speed and memory", ylabel="tokens per second")
+    ax.set(title="speed and memory", ylabel="tokens per second,\nmean so far")
     ax.set_ylim(bottom=0)
     memory = [e.get("memory_mib") or 0 for e in steps]
     if max(memory) > 0:
         other = ax.twinx()
         other.plot(seen, memory, color=MUTED, ls="--", lw=1.2)
         other.set_ylim(0, 1.15 * max(memory))
-        other.set_ylabel("largest memory so far (MiB, dashed)", color=MUTED)
+        other.set_ylabel("memory at most (MiB, dashed)", color=MUTED)
         other.grid(visible=False)
+
+
+def _log_scale(ax: Axes) -> None:
+    """A log axis with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _nothing(ax: Axes, words: str) -> None:
