@@ -346,7 +346,7 @@ def load_shipped(name: str = "dense_chat", device: torch.device | str = "cpu") -
         found = sorted(p.name for p in checkpoints.glob("*") if p.is_dir())
         raise ModelFileError(
             f"no shipped model {name!r}; there is {', '.join(found) or 'none'}. "
-            f"Train it with 'python -m minids3.train {name}'"
+            f"Train it with 'python -m minids3.train {name} --out {checkpoints / name}'"
         )
     folder = checkpoints / name
     if read_fields(folder).get("model_type") == "deepseek_v3":
