@@ -12,6 +12,7 @@ __all__ = ["STATE", "new_run", "small_step"]
 STATE = ("weights", "m", "v", "updates", "bias", "average", "tokens", "rows", "rng")
 
 
+# fmt: off
 def small_step(run):
     """One training step; changes what is in the dict `run`."""
     data = torch.Generator().manual_seed(run["rows"])
@@ -26,10 +27,8 @@ def small_step(run):
     error = (dropped * run["weights"][chosen]).sum(1) - x.sin().sum(1)
     error = error * counted
     run["loss"] = (error**2).sum().item() / counted.sum().item()
-    run["grad"] = (
-        torch.zeros_like(run["weights"]).index_add(0, chosen, 2 * error[:, None] * dropped)
-        / counted.sum()
-    )
+    run["grad"] = torch.zeros_like(run["weights"]).index_add(
+        0, chosen, 2 * error[:, None] * dropped) / counted.sum()
     run["load"] = torch.bincount(chosen, minlength=4)
 
     run["rows"] += 16
@@ -41,9 +40,11 @@ def small_step(run):
     m_hat = run["m"] / (1 - 0.9 ** run["updates"])
     v_hat = run["v"] / (1 - 0.95 ** run["updates"])
     run["weights"] -= lr * m_hat / (v_hat.sqrt() + 1e-8)
-    run["bias"] += 0.02 * torch.sign(run["load"].float().mean() - run["load"])
+    mean = run["load"].float().mean()
+    run["bias"] += 0.02 * torch.sign(mean - run["load"])
     d = (1 + run["updates"]) / (10 + run["updates"])
     run["average"].lerp_(run["weights"], 1 - d)
+# fmt: on
 
 
 def new_run(seed):
