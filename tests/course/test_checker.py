@@ -182,10 +182,14 @@ def plus_documented(x, k=2):
     return x + k
 
 
+def mine_rms_norm(x, weight, eps=1e-6):
+    wide = x.float()
+    return (wide / (wide.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight).to(x.dtype)
+
+
 def test_check_returns_the_function_to_go_on_with(capsys):
     warm = get("rms-norm")
-    mine = warm.alternatives[0].fn
-    assert check("rms-norm", mine) is mine
+    assert check("rms-norm", mine_rms_norm) is mine_rms_norm
     assert check("rms-norm", warm.mutants[0].fn) is warm.library
     assert "goes on with the library's version" in capsys.readouterr().out
 

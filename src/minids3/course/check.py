@@ -13,13 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from minids3.course import progress
-from minids3.course.launching import library_of
+from minids3.course.launching import is_library, library_of
 from minids3.course.registry import Exercise, get
 from minids3.course.run import Report, run_check
 
-__all__ = ["CheckFailed", "check", "format_report", "namespace", "placeholder"]
+__all__ = ["LIBRARY", "CheckFailed", "check", "format_report", "namespace", "placeholder"]
 
 _WIDTH = 92
+LIBRARY = "this is the library's version: run your own cell above first"
 
 
 class CheckFailed(Exception):
@@ -39,13 +40,21 @@ def check(id: str, fn: Callable[..., Any], *, dry: bool = False) -> Callable[...
         dry: only look: record no progress, and never raise.
 
     Returns:
-        ``fn`` if every item passed, else the library's function of the same kind.
+        ``fn`` if every item passed, else the library's function of the same kind. That one, which
+        a name holds after a failed check, is not checked, and nothing is recorded.
 
     Raises:
         KeyError: no such exercise.
-        CheckFailed: only under pytest or with MINIDS3_STRICT=1, when an item failed.
+        CheckFailed: only under pytest or with MINIDS3_STRICT=1, when an item failed, or
+            ``fn`` is the library's.
     """
     exercise = get(id)
+    if is_library(exercise, fn):
+        print(f"{id}   {LIBRARY}.\nNothing was checked, and nothing is recorded.")
+        if not dry and strict():
+            namespace()[exercise.name] = library_of(exercise)
+            raise CheckFailed(f"{id}: {LIBRARY}")
+        return library_of(exercise)
     report = run_check(exercise, fn)
     if not dry:
         progress.record(exercise, report.passed, len(report.items))

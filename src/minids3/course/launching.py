@@ -7,14 +7,16 @@ afterwards. A number that was never written still shows the poison, too.
 
 from __future__ import annotations
 
+import functools
 import math
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Guarded", "launch", "library_of"]
+__all__ = ["Guarded", "is_library", "launch", "library_of"]
 
 _MARGIN = 1 << 15  # elements on each side; catches any overrun of less than that
 
@@ -100,3 +102,41 @@ def library_of(exercise: Any) -> Callable[..., Any]:
     from minids3.kernels.language import jit
 
     return jit(exercise.library)
+
+
+def _layers(fn: Any) -> list[Any]:
+    """Return ``fn`` and what it wraps, layer by layer: partials, wrappers, methods, kernels."""
+    layers: list[Any] = []
+    while fn is not None and not any(fn is layer for layer in layers):
+        layers.append(fn)
+        if isinstance(fn, functools.partial):
+            fn = fn.func
+        elif isinstance(fn, types.MethodType):
+            fn = fn.__func__
+        else:
+            space = getattr(fn, "__dict__", {})
+            inner = space.get("__wrapped__")  # functools.wraps, functools.cache, torch.compile
+            if inner is None and type(fn).__module__.startswith(("triton.", "minids3.kernels.")):
+                inner = space.get("fn")  # a kernel: compiled, interpreted, autotuned
+            fn = inner
+    return layers
+
+
+def is_library(exercise: Any, fn: Any) -> bool:
+    """Whether ``fn`` is the package's function for ``exercise``, or another one of the package.
+
+    It is known as an object, whatever it is called and whatever it is wrapped in. After a failed
+    check the reader's name holds it, so that checking the name again would check the workbook.
+    """
+    known = (exercise.library, exercise.solution, *(a.fn for a in exercise.alternatives))
+    codes = {id(c) for f in known for x in _layers(f) if (c := getattr(x, "__code__", None))}
+    layers = _layers(fn)
+    if any(id(getattr(layer, "__code__", None)) in codes for layer in layers):
+        return True
+    last = layers[-1] if layers else None
+    if isinstance(last, types.FunctionType):
+        home = last.__globals__.get("__name__")
+    else:
+        home = getattr(last if isinstance(last, type) else type(last), "__module__", None)
+    package, _, rest = str(home).partition(".")
+    return package == "minids3" and rest.partition(".")[0] != "course"

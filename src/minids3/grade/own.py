@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from minids3.course.check import format_report
+from minids3.course.check import LIBRARY, format_report
+from minids3.course.launching import is_library, library_of
 from minids3.course.registry import Exercise, get
 from minids3.course.run import Report, run_check
 from minids3.grade.collect import exercise_ids
@@ -25,6 +26,8 @@ from minids3.grade.reading import load
 from minids3.grade.records import Program
 
 __all__ = ["check_own", "show"]
+
+_NO_REPORT = {"stub": "not written yet", "missing": "its cell is gone", "answered": LIBRARY}
 
 
 def _notebook_of(path: Path) -> Pristine:
@@ -49,7 +52,7 @@ def _run(program: Program) -> Any:
     """Run the answer's cells here, and return the function they define."""
     space: dict[str, Any] = {"__name__": "__main__"}
     for id in program.earlier:
-        space[get(id).name] = get(id).library
+        space[get(id).name] = library_of(get(id))
     for piece in program.pieces:
         with contextlib.redirect_stdout(io.StringIO()):
             try:
@@ -63,8 +66,15 @@ def _run(program: Program) -> Any:
     return space.get(program.name)
 
 
+def _report(exercise: Exercise, program: Program) -> Report | None:
+    fn = _run(program)
+    return None if is_library(exercise, fn) else run_check(exercise, fn)
+
+
 def check_own(path: Path) -> list[tuple[Exercise, Program, Report | None]]:
-    """Return exercise, program and checklist (None: nothing written) of each exercise in ``path``.
+    """Return exercise, program and checklist of each exercise in ``path``.
+
+    There is no checklist where nothing is written, or where the answer is the library's function.
 
     Raises:
         ValueError: it is no notebook, or none of the workbook's.
@@ -75,7 +85,7 @@ def check_own(path: Path) -> list[tuple[Exercise, Program, Report | None]]:
         if program.status != "answered":
             found.append((exercise, program, None))
             continue
-        found.append((exercise, program, run_check(exercise, _run(program))))
+        found.append((exercise, program, _report(exercise, program)))
     return found
 
 
@@ -91,7 +101,7 @@ def show(path: Path) -> int:
     for exercise, program, report in check_own(path):
         most += exercise.points
         if report is None:
-            words = {"stub": "not written yet", "missing": "its cell is gone"}[program.status]
+            words = _NO_REPORT[program.status]
             print(f"{exercise.id}   {words}\n")
             continue
         share = report.passed / len(report.items)
