@@ -144,7 +144,7 @@ def shard(note=NOTE, **changes):
     return save(arrays, metadata=None if note is None else {"minids3": note})
 
 
-WHOLE = load(SHARD)
+WHOLE = dict(sorted(load(SHARD).items()))  # in one order, whoever collects
 N, M = len(WHOLE["tokens"]), len(WHOLE["doc_starts"])
 
 
