@@ -149,7 +149,14 @@ class Watch:
             return self
         if get_ipython() is None:
             return self
-        self._widget = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+
+        class Dashboard(ipywidgets.Image):
+            """A picture with a text for front ends without widgets."""
+
+            def __repr__(self) -> str:
+                return "The dashboard is drawn here while a live kernel trains."
+
+        self._widget = Dashboard(format="png", layout={"max_width": "100%"})
         display(self._widget)
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()

@@ -293,9 +293,10 @@ def check_spikes(c):
         c.equal(_plain_list(c.call(long)), [(second, length, "spike")], label=label)
     with c.part():
         far = first + 25
-        two = _plant(base, (first, 1, 2.0), (first + 9, 2, 0.8), (far, 1, 9.0), (300, 3, 0.8))
+        heights = ((first, 1, 2.0), (first + 9, 2, 0.8), (far, 1, 40.0), (far + 6, 2, 0.5))
+        two = _plant(base, *heights, (300, 3, 0.8))
         wanted = [(first, 1, "bad batch"), (first + 9, 2, "spike"), (far, 1, "bad batch")]
-        wanted.append((300, 3, "spike"))
+        wanted += [(far + 6, 2, "spike"), (300, 3, "spike")]
         label = "an event in the window does not hide the next one"
         c.equal(_plain_list(c.call(two)), wanted, label=label)
     with c.part():
