@@ -60,6 +60,7 @@ def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "train_once", train_once)
     monkeypatch.setattr(training, "data", lambda: (None, frozenset(), 0.4))
+    monkeypatch.setattr(training, "text_fingerprint", lambda: "old text")
     monkeypatch.setattr(training, "record_path", lambda topic: path)
     read = lambda topic: json.loads(path.read_text()) if path.exists() else None  # noqa: E731
     monkeypatch.setattr(training, "recorded", read)
@@ -77,6 +78,19 @@ def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
     calls.clear()
     training.run()
     assert len(calls) == len(SEEDS) * len(VARIANTS)
+    # Nor of a record of other text.
+    monkeypatch.setattr(training, "text_fingerprint", lambda: "new text")
+    calls.clear()
+    training.run()
+    assert len(calls) == len(SEEDS) * len(VARIANTS)
+
+
+def test_the_fingerprint_follows_the_text(monkeypatch):
+    before = training.text_fingerprint()
+    assert before == training.text_fingerprint()
+    valid, texts, floor = training.data()
+    monkeypatch.setattr(training, "data", lambda: (valid, texts, floor + 0.01))
+    assert training.text_fingerprint() != before
 
 
 def test_only_the_cpus_emulation_is_recorded():

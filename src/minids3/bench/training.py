@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import itertools
 import math
 import statistics
@@ -49,6 +50,7 @@ __all__ = [
     "data",
     "model_config",
     "run",
+    "text_fingerprint",
     "thin",
     "train_once",
     "trainer",
@@ -107,6 +109,16 @@ def data() -> tuple[Split, frozenset[str], float]:
     """The validation split, its texts, and its floor in nats per token."""
     valid, texts = stream_validation(load_tokenizer())
     return valid, texts, entropy_floor(valid)
+
+
+def text_fingerprint() -> str:
+    """Of what the first seed trains on and what is held out: a record of other text is no start."""
+    valid, texts, floor = data()
+    rows = FreshBatches(load_tokenizer(), 8, PLAN.batch.seq_len, held_out=texts).rows(0, 8)[0]
+    digest = hashlib.sha256(rows.numpy().tobytes())
+    digest.update(_held_out(valid).batch(0)[0].numpy().tobytes())
+    digest.update(f"{floor:.9f}".encode())
+    return digest.hexdigest()
 
 
 def model_config(variant: str) -> ModelConfig:
@@ -177,6 +189,7 @@ def run(device: str = "cpu", rounds: int = 7) -> dict[str, Any]:
         "plan": PLAN.flat(),
         "variants": {name: list(changes) for name, changes in VARIANTS.items()},
         "validation": VALIDATION,
+        "text": text_fingerprint(),
     }
     old = recorded("training")
     runs = old["runs"] if old and old.get("settings") == settings else []

@@ -321,7 +321,7 @@ def check_spikes(c):
 def _curve(c, n):
     """Falls slowly, with even noise that stays well inside 8 times its median."""
     noise = 0.06 * (c.rand(n) - 0.5)
-    return [2.0 + 1.2 * 0.985**t + float(x) for t, x in enumerate(noise)]
+    return [2.0 + 1.2 * 0.97**t + float(x) for t, x in enumerate(noise)]
 
 
 def _plant(curve, *events):
