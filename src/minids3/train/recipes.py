@@ -18,9 +18,10 @@ from minids3.data import PackedBatches, entropy_floor, load_split, load_tokenize
 from minids3.data.fresh import FreshBatches, stream_validation
 from minids3.model import Transformer, save_model
 from minids3.train.checkpoint import CheckpointError, latest_checkpoint
+from minids3.train.evaluation import Batches
 from minids3.train.schedule import Schedule
 from minids3.train.settings import TrainConfig
-from minids3.train.trainer import Batches, Trainer
+from minids3.train.trainer import Trainer
 
 __all__ = ["RECIPES", "Recipe", "build_trainer", "train_recipe"]
 

@@ -16,12 +16,11 @@ import hashlib
 import math
 import os
 import signal
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,61 +45,15 @@ from minids3.train.checkpoint import (
     save_checkpoint,
 )
 from minids3.train.ema import WeightAverage
+from minids3.train.evaluation import Batches, evaluate, mtp_acceptance
 from minids3.train.history import History
+from minids3.train.interrupts import Interrupts
 from minids3.train.log import StepLog
 from minids3.train.optim import build_optimizer
 from minids3.train.schedule import Schedule
 from minids3.train.settings import Position, TrainConfig
 
-__all__ = ["Batches", "TrainConfig", "Trainer", "evaluate", "mtp_acceptance"]
-
-
-class Batches(Protocol):
-    """Anything that has a batch for every step, the same one each time it is asked.
-
-    A source that also has ``rows(first, count)`` can feed a batch that grows.
-    """
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of ``step``, each ``[B, T]`` int64."""
-        ...
-
-
-@torch.inference_mode()
-def evaluate(model: Transformer, batches: Batches, n_batches: int) -> float:
-    """Mean loss in nats per target over the first ``n_batches`` batches, in evaluation mode.
-
-    A batch weighs as much as it has targets; ``ValueError`` if none has any.
-    """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    for step in range(n_batches):
-        inputs, targets = batches.batch(step)
-        counted = int((targets != IGNORE_INDEX).sum())
-        if counted:
-            total += model.loss(inputs.to(device), targets.to(device)).item() * counted
-            count += counted
-    model.train(was_training)
-    if count == 0:
-        raise ValueError(f"nothing to evaluate: no target in the first {n_batches} batches")
-    return total / count
-
-
-@torch.inference_mode()
-def mtp_acceptance(model: Transformer, batches: Batches, n_batches: int) -> float:
-    """How often the first MTP module names the token that the main model would name there."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    agreed = []
-    for step in range(n_batches):
-        ids = batches.batch(step)[0].to(device)
-        draft = model.mtp_logits(ids)[0].argmax(-1)
-        agreed.append(draft == model(ids)[:, 1:].argmax(-1))
-    model.train(was_training)
-    return torch.cat(agreed).float().mean().item()
+__all__ = ["Trainer"]
 
 
 class _Sums(NamedTuple):
@@ -341,7 +294,7 @@ class Trainer:
         )
         self.model.train()
         self._clock = (time.perf_counter(), self.position.tokens)
-        interrupts = _Interrupts()
+        interrupts = Interrupts()
         try:
             with interrupts.held_back():
                 self._evaluate_if_due(log)  # before the first step, or where it was cut off
@@ -507,33 +460,3 @@ class Trainer:
                     f"and {own.get(name)!r} here"
                 )
         checkpoint.check(self.model)
-
-
-class _Interrupts:
-    """Holds Ctrl-C and SIGTERM back until somebody asks; a second one comes through at once."""
-
-    def __init__(self) -> None:
-        self.caught: int | None = None
-
-    def _remember(self, signum: int, frame: Any) -> None:
-        if self.caught is not None:
-            raise KeyboardInterrupt
-        self.caught = signum
-
-    @contextlib.contextmanager
-    def held_back(self) -> Iterator[None]:
-        """Remember signals while the block runs; only the main thread ever gets any."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-
-    def check(self) -> None:
-        """Raise ``KeyboardInterrupt`` if a signal came."""
-        if self.caught is not None:
-            raise KeyboardInterrupt
