@@ -1,5 +1,7 @@
 """Grades of whole exercises: what is right keeps its points, what is wrong loses its own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from grade.cells import cell_of, program_of
@@ -125,6 +127,14 @@ def test_reasons(grader, code, reason):
     got = grade(grader, "mla-choose", code)
     assert got.points == 0
     assert reason in " ".join(i.reason for i in got.items), got.items
+
+
+def test_a_newer_python_s_answer_is_no_zero_but_for_a_human(grader):
+    program = program_of(get("mla-choose"), "def count_macs[T](x: T): pass")
+    got = grader.exercise(replace(program, newer="cell 1 is not Python here: type parameters"), 3)
+    assert (got.status, got.needs_human) == ("needs a human", True)
+    assert "type parameters" in got.notes[0]
+    assert got.max_points == get("mla-choose").points
 
 
 def test_a_call_that_kills_the_process_costs_its_own_items_only(grader):

@@ -1,10 +1,12 @@
 """Answers are found, and keep their helpers, whatever was done to the notebook around them."""
 
 import copy
+import sys
 
 import pytest
 
 from minids3.grade.merge import merge
+from minids3.grade.pristine import Pristine
 
 IDS = ["mla-compress", "mla-naive", "mla-cache-size", "mla-absorb", "mla-choose"]
 
@@ -292,6 +294,57 @@ def test_cells_built_to_break_the_reader(pristine, solved, number):
     answers = merge(pristine, solved)
     assert statuses(answers)[:4] == ["answered"] * 4
     assert all(callable(run(p)) for p in answers.programs[:4])
+
+
+NEWER = [
+    ("def count_macs[T](q: T, *rest: T) -> T:\n    return q", "type parameters", (3, 12)),
+    ("type Size = int\ndef count_macs(q: Size, *rest):\n    return q", "a type statement", (3, 12)),
+    ("def count_macs(*a):\n    return f'{a[0]:{'>'}3}'", "an f-string of Python 3.12", (3, 12)),
+    ("def count_macs(*a):\n    return f'{'\\n'.join(a)}'", "an f-string of Python 3.12", (3, 12)),
+    ("def count_macs(*a):\n    try:\n        return a\n    except A, B:\n        pass",
+     "except without parentheses of Python 3.14", (3, 14)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "why", "since"), NEWER)
+def test_a_newer_python_s_syntax_is_said_to_be_that(pristine, solved, source, why, since):
+    if sys.version_info >= since:
+        pytest.skip("this Python reads it")
+    cell(solved, "answer-mla-choose")["source"] = f"# EXERCISE mla-choose\n{source}"
+    answers = merge(pristine, solved)
+    assert why in answers["mla-choose"].newer
+    assert [p.newer for p in answers.programs[:4]] == [""] * 4
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python reads it")
+def test_a_helper_in_a_newer_python_s_syntax_makes_the_answer_one_for_a_human(pristine, solved):
+    cell(solved, "answer-mla-choose")["source"] = USES
+    helper = "def twice[T](x: T) -> T:\n    return 2 * x"
+    solved["cells"].insert(place(solved, "answer-mla-choose"), code(helper, id="mine"))
+    answers = merge(pristine, solved)
+    assert "type parameters" in answers["mla-choose"].newer
+    assert [p.newer for p in answers.programs[:4]] == [""] * 4
+
+
+@pytest.mark.parametrize(("version", "newer"), [("3.99.1", True), ("3.8.2", False), ("x", False)])
+def test_the_version_that_the_notebook_tells(pristine, solved, version, newer):
+    cell(solved, "answer-mla-choose")["source"] = "# EXERCISE mla-choose\ndef count_macs(:\n"
+    solved["metadata"]["language_info"] = {"name": "python", "version": version}
+    answers = merge(pristine, solved)
+    assert ("the notebook ran with Python 3.99" in answers["mla-choose"].newer) == newer
+    assert answers["mla-compress"].newer == ""
+
+
+def test_loop_variables_of_an_answer_want_no_given_cell(pristine, solved, save):
+    """Its own ``i`` is not the one that a cell of the notebook happens to have."""
+    given = next(c for c in pristine.cells if c.kind == "given" and c.number > 0)
+    own = copy.deepcopy(pristine.notebook)
+    own["cells"][given.number]["source"] = "i = [len(str(i)) for i in range(9)]; load = long_run(i)"
+    source = "# EXERCISE mla-choose\ndef count_macs(*a):\n    i = 0\n    i += 1\n    return i\n"
+    cell(solved, "answer-mla-choose")["source"] = source
+    path = save(own, f"{pristine.name}.ipynb")
+    program = merge(Pristine.read(path), solved)["mla-choose"]
+    assert [p.kind for p in program.pieces] == ["answer"]
 
 
 def test_malformed_cells_are_passed_over(pristine, solved):

@@ -136,6 +136,10 @@ class Grader:
         )
         if program.status in ("stub", "missing"):
             return untouched(exercise, program, result)
+        if program.newer:  # not a zero: it may be right, and cannot run here
+            result.status = "needs a human"
+            result.notes.insert(0, f"{program.newer}. Run it with that Python")
+            return result
         for attempt in (1, 2):
             try:
                 fresh = replace(result, notes=list(result.notes))

@@ -10,6 +10,7 @@ needs it (``slices``).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from minids3.grade.public import merged_notebook, public_notebook
 from minids3.grade.reading import MAX_CELLS, cells_of
 from minids3.grade.recognise import Own, recognise
 from minids3.grade.records import Answers, Piece, Program
-from minids3.grade.slices import Statement, needed, quiet
+from minids3.grade.slices import Statement, needed, newer, quiet
 
 __all__ = ["merge"]
 
@@ -39,8 +40,10 @@ def merge(pristine: Pristine, notebook: dict[str, Any]) -> Answers:
         stub = cell is not None and pristine.is_stub(spec.exercise, cell.code)
         state = "missing" if cell is None else "stub" if stub else "answered"
         status[spec.exercise] = (state, how, notes)
+    lost = _lost(own, _version(notebook))
     programs = tuple(
-        _program(pristine, own, chosen, spec, *status[spec.exercise]) for spec in pristine.exercises
+        _program(pristine, own, chosen, spec, lost, *status[spec.exercise])
+        for spec in pristine.exercises
     )
     return Answers(
         pristine.name,
@@ -49,6 +52,24 @@ def merge(pristine: Pristine, notebook: dict[str, Any]) -> Answers:
         public_notebook(pristine, programs),
         tuple(problems),
     )
+
+
+def _version(notebook: dict[str, Any]) -> str:
+    """Return which Python the notebook says it ran with, or an empty string."""
+    found: Any = notebook
+    for key in ("metadata", "language_info", "version"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+def _lost(own: list[Own], version: str) -> dict[str, str]:
+    """Return what cells define that may be a newer Python's, each name with the reason."""
+    lost = {}
+    for o in own:
+        if not o.parsed and (why := newer(o.code, version)):
+            for name in re.findall(r"^(?:async def|def|class|type)\s+(\w+)", o.code, re.MULTILINE):
+                lost[name] = f"{o.cell.label} is not Python here: {why}"
+    return lost
 
 
 # answers ------------------------------------------------------------------------------------------
@@ -148,6 +169,7 @@ def _program(
     own: list[Own],
     chosen: dict[str, Own],
     spec: Given,
+    lost: dict[str, str],
     state: str,
     how: str,
     notes: list[str],
@@ -185,7 +207,8 @@ def _program(
     earlier = tuple(
         e.exercise for e in pristine.exercises if e.number < spec.number and e.name in names
     )
-    return Program(spec.exercise, spec.name, pieces, earlier, state, how, tuple(notes))
+    why = next((lost[name] for name in sorted({*names, spec.name}) if name in lost), "")
+    return Program(spec.exercise, spec.name, pieces, earlier, state, how, tuple(notes), why)
 
 
 def _needs(answer: Own, spec: Given) -> set[str]:

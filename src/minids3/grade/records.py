@@ -64,6 +64,7 @@ class Program:
     status: str = "answered"  # or "stub" or "missing"
     found_by: str = ""  # "grade_id", "cell id", "marker", "name", "place" or ""
     problems: tuple[str, ...] = ()
+    newer: str = ""  # why its code may be that of a newer Python than this one; "" if it runs here
 
     @property
     def code(self) -> str:

@@ -9,12 +9,15 @@ nothing. Where a program looks its names up by string, everything is kept.
 from __future__ import annotations
 
 import ast
-import symtable
+import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Statement", "dump", "needed", "python_of", "quiet", "statements"]
+from minids3.course.names import names_of
+
+__all__ = ["Statement", "dump", "needed", "newer", "python_of", "quiet", "statements"]
 
 _BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
 _COURSE = {"check", "hint", "progress", "setup"}  # calls that only talk to the reader
@@ -22,6 +25,17 @@ _BY_STRING = {"globals", "eval", "exec", "vars", "locals"}
 _MODULES = {"torch", "F", "np", "math", "plt", "random", "nn"}  # calls of theirs change no name,
 _SETTINGS = ("manual_seed", "seed", "set_", "use_")  # but for these
 _BODY_MAGICS = {"time", "timeit", "capture", "prun"}  # their cell is Python
+_LONG_LINE = 10_000  # Python 3.12.1's tokenizer copies the line for each of its tokens
+# Syntax by the version that brought it. A grader's Python may be older than a student's.
+_NEWER = (
+    ((3, 11), "except*", re.compile(r"^\s*except\s*\*", re.MULTILINE)),
+    ((3, 11), "a starred index", re.compile(r"\w\[[^\]\n]*\*\w+[^\]\n]*\]")),
+    ((3, 12), "type parameters", re.compile(r"^\s*(?:async\s+def|def|class)\s+\w+\s*\[", re.M)),
+    ((3, 12), "a type statement", re.compile(r"^\s*type\s+\w+\s*[\[=]", re.MULTILINE)),
+    ((3, 12), "an f-string", re.compile(r"\b(?:f|rf|fr)[\"']", re.IGNORECASE)),
+    ((3, 14), "except without parentheses", re.compile(r"^\s*except\s+[\w.]+\s*,", re.MULTILINE)),
+    ((3, 14), "a t-string", re.compile(r"\b(?:t|rt|tr)[\"']", re.IGNORECASE)),
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,8 @@ def python_of(source: str) -> str:
         return source
     except _BROKEN:
         pass
+    if any(len(line) > _LONG_LINE for line in source.splitlines()):
+        return source
     try:
         text = _transformed(source)
         tree = ast.parse(text)
@@ -99,6 +115,33 @@ def dump(source: str) -> str:
     """Return what ``source`` means, without comments and layout; "" if it is not Python."""
     try:
         return ast.dump(ast.parse(source))
+    except _BROKEN:
+        return ""
+
+
+def newer(
+    source: str, version: str = "", here: tuple[int, ...] = tuple(sys.version_info[:2])
+) -> str:
+    """Say why ``source``, which is not Python ``here``, may be that of a newer one, or return "".
+
+    Args:
+        source: a cell as plain Python (``python_of``).
+        version: of the Python that the notebook says it was run with, if it does.
+        here: version of this Python.
+    """
+    try:
+        ast.parse(source)
+        return ""
+    except SyntaxError as error:
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        if numbers and (int(numbers[1]), int(numbers[2])) > here:
+            return f"the notebook ran with Python {numbers[0]}"
+        lines = source.splitlines()
+        near = "\n".join(lines[max((error.lineno or 1) - 2, 0) : (error.lineno or 1) + 1])
+        for since, what, pattern in _NEWER:
+            if here < since and pattern.search(near):
+                return f"{what} of Python {since[0]}.{since[1]}"
+        return ""
     except _BROKEN:
         return ""
 
@@ -157,20 +200,13 @@ def _talks(node: ast.stmt) -> bool:
 
 
 def _statement(text: str, nodes: list[ast.stmt]) -> Statement:
-    binds: set[str] = set()
-    loads: set[str] = set()
-    star = False
     code = ast.Module(nodes, [])
-    table = symtable.symtable(ast.unparse(code), "<cell>", "exec")
-    for symbol in table.get_symbols():
-        if symbol.is_assigned() or symbol.is_imported():
-            binds.add(symbol.get_name())
-    loads |= _taken(table, top=True)
-    for node in ast.walk(code):
-        if isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names):
-            star = True
-        elif isinstance(node, ast.AugAssign):
-            loads.add(_root(node.target))
+    names = names_of(code)
+    binds, loads = set(names.binds), set(names.loads)
+    star = any(
+        isinstance(node, ast.ImportFrom) and any(a.name == "*" for a in node.names)
+        for node in ast.walk(code)
+    )
     if not all(isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for n in nodes):
         binds |= _changed(nodes)
     settings = {_setting(n) for n in nodes} - {""}
@@ -182,16 +218,6 @@ def _statement(text: str, nodes: list[ast.stmt]) -> Statement:
         star,
         bool(settings),
     )
-
-
-def _taken(table: symtable.SymbolTable, top: bool = False) -> set[str]:
-    """Return the names that a piece of code looks up in the module's namespace."""
-    names = {
-        s.get_name() for s in table.get_symbols() if s.is_referenced() and (top or s.is_global())
-    }
-    for child in table.get_children():
-        names |= _taken(child)
-    return names
 
 
 def _root(node: ast.AST) -> str:

@@ -11,12 +11,12 @@ import builtins
 import copy
 import hashlib
 import re
-import symtable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minids3.course.hints import source_of
+from minids3.course.names import names_of
 from minids3.course.registry import Exercise, exercises, get
 from minids3.course.repository import address
 
@@ -93,27 +93,14 @@ def stub_of(exercise: Exercise) -> str:
 
 def _free_names(source: str) -> set[str]:
     """Return the names that ``source`` takes from its surroundings."""
-    top = symtable.symtable(source, "<solution>", "exec")
-    own = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported()}
-    used: set[str] = set()
-
-    def walk(table: symtable.SymbolTable) -> None:
-        for symbol in table.get_symbols():
-            outer = symbol.is_global() or table is top
-            if symbol.is_referenced() and outer:
-                used.add(symbol.get_name())
-        for child in table.get_children():
-            walk(child)
-
-    walk(top)
-    return used - own - set(dir(builtins))
+    names = names_of(ast.parse(source))
+    return set(names.loads - names.binds) - set(dir(builtins))
 
 
 def _defined(code: str) -> set[str]:
     """Return the names that a cell binds at its top level."""
     plain = "\n".join("pass" if line[:1] in "%!" and line else line for line in code.splitlines())
-    table = symtable.symtable(plain, "<cell>", "exec")
-    return {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
+    return set(names_of(ast.parse(plain)).binds)
 
 
 def _badge(name: str) -> str:
