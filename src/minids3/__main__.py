@@ -16,6 +16,7 @@ COMMANDS = {
     "guide": ("minids3 guide", "for authors: rewrite the instructor guide"),
     "data": ("python -m minids3.data", "rebuild, verify or show the data"),
     "train": ("python -m minids3.train", "train a model that ships with the workbook"),
+    "evals": ("python -m minids3.evals", "count how much of what a model writes is exactly right"),
     "course": ("python -m minids3.course", "for authors: build and check the notebooks"),
     "bench": ("python -m minids3.bench", "measure against peers"),
     "compile": ("python -m minids3.kernels.compile", "compile kernels for GPUs you do not own"),

@@ -143,7 +143,8 @@ def draw_haystack(
     needles = [
         tokenizer.encode(notes.needle(key, value)) for key, value in zip(keys, values, strict=False)
     ]
-    head = tokenizer.encode(f"Notes\n{n_needles} things\n", bos=True)
+    things = "thing" if n_needles == 1 else "things"
+    head = tokenizer.encode(f"Notes\n{n_needles} {things}\n", bos=True)
     asking = max(len(_question(tokenizer, key)) for key in keys) + len(str(values[0]))
     chosen = rng.choices(notes.LINES, notes.LINE_WEIGHTS, k=length // 4)
     lines = [tokenizer.encode(line) for line in chosen]
