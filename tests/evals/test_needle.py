@@ -68,6 +68,11 @@ def test_a_drawn_text_says_where_its_needles_are(tok):
         assert "?" not in text
 
 
+def test_one_needle_is_one_thing(tok):
+    hay = draw_haystack(tok, 100, random.Random(0), n_needles=1)
+    assert tok.decode(hay.ids[1:].tolist()).startswith("Notes\n1 thing\n")
+
+
 def test_texts_are_full_and_fresh(tok):
     lengths = [len(draw_haystack(tok, 256, random.Random(s)).ids) for s in range(10)]
     assert min(lengths) > 256 - 13 - 11  # less than a line is left over

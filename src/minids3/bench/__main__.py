@@ -20,6 +20,7 @@ __all__ = ["main"]
 TOPICS: dict[str, tuple[str, str] | None] = {
     "fp8": None,
     "kernels": ("triton", "triton (on Linux)"),
+    "long_context": None,
     "model": ("transformers", "-e '.[test]'"),
     "training": None,
 }
