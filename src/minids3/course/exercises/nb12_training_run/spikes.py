@@ -312,10 +312,14 @@ def check_spikes(c):
         early = _plant(base, (c.size(8, 20), 1, 2.0))
         c.equal(_plain_list(c.call(early)), [], label="the first window has no line")
     with c.part():
-        early = c.size(32, 44)
-        spiky = _plant(base, (early, 1, 9.0), (200, 2, 0.25))
+        # Three values in turn: the median distance is one step, whichever median is taken.
+        unit = c.choice([0.01, 0.02, 0.05])
+        flat = [2.0 + unit * (t % 3 - 1) for t in range(160)]
+        early, later = c.size(32, 44), c.size(120, 140)
+        spiky = _plant(flat, (early, 1, 99 * unit), (90, 2, 15 * unit), (later, 3, 60 * unit))
         got = _plain_list(c.call(spiky, 30, 30.0))
-        c.equal(got, [(early, 1, "bad batch")], label="another window and another factor")
+        wanted = [(early, 1, "bad batch"), (later, 3, "spike")]
+        c.equal(got, wanted, label="another window and another factor")
 
 
 def _curve(c, n):
