@@ -566,8 +566,8 @@ print("short texts, within 0.05 nats of before:",
       abs(loss_after - loss_before) < 0.05)
 
 # %% [markdown]
-# And the needles: before, between, after. The red line is the longest text
-# that the model was trained on.
+# And the needles: before, between, after. Texts above the line are longer
+# than any that the model was trained on.
 
 # %% tags=["fold"]
 maps = {"before": before, "after stage 1": between, "after stage 2": after}
