@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from minids3.course.baselines import KNOWN, earning
 from minids3.course.check import LIBRARY, format_report
 from minids3.course.launching import is_library, library_of
 from minids3.course.registry import Exercise, get
@@ -71,6 +72,15 @@ def _report(exercise: Exercise, program: Program) -> Report | None:
     return None if is_library(exercise, fn) else run_check(exercise, fn)
 
 
+def _share(exercise: Exercise, report: Report) -> float:
+    """Return what part of the points the checklist is worth, as in grading."""
+    passed = {n for n, item in enumerate(report.items) if item.status == "ok"}
+    if report.ok:
+        return 1.0
+    share = len(earning(exercise, passed)) / len(report.items)
+    return min(share, KNOWN) if report.mutant else share
+
+
 def check_own(path: Path) -> list[tuple[Exercise, Program, Report | None]]:
     """Return exercise, program and checklist of each exercise in ``path``.
 
@@ -104,8 +114,7 @@ def show(path: Path) -> int:
             words = _NO_REPORT[program.status]
             print(f"{exercise.id}   {words}\n")
             continue
-        share = report.passed / len(report.items)
-        total += exercise.points * share
+        total += exercise.points * _share(exercise, report)
         print(format_report(exercise, report))
         for problem in program.problems:
             print(f"  note  {problem}")
