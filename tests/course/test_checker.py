@@ -213,3 +213,57 @@ def test_strict_mode_raises_a_short_message(monkeypatch, name):
 def test_unknown_id_names_the_nearest():
     with pytest.raises(UnknownExercise, match="Did you mean rms-norm"):
         check("rmsnorm", double)
+
+
+def check_parts(c):
+    with c.part():
+        c.close(c.call(x := c.randn(3)), 2 * x, label="one")
+        c.close(c.call(x := c.randn(3), 3), 3 * x, label="two")
+    with c.part():
+        x = c.randn(3)
+        c.close(c.call(x), 2 * x, label="three")
+
+
+PARTS = Exercise(**{**EX.__dict__, "id": "double-parts", "check": check_parts})
+
+
+def test_a_part_that_fails_early_leaves_the_next_one_s_inputs_as_they_are():
+    seen = []
+
+    def first_wrong(x, k=2):
+        seen.append(x.clone())
+        return x * k + (len(seen) == 1)
+
+    report = run_check(PARTS, first_wrong, confirm=False)
+    assert [i.status for i in report.items] == ["no", "not reached", "ok"]
+    wrong = list(seen)
+    seen.clear()
+    seen.append(None)
+    run_check(PARTS, first_wrong, confirm=False)
+    assert torch.equal(wrong[-1], seen[-1])
+
+
+@pytest.mark.parametrize(("text", "named"), [("of my own", False), ("no such kind", True)])
+def test_an_exception_s_type_alone_proves_nothing(text, named):
+    def refuses(x, k=2):
+        raise ValueError("no such kind")
+
+    def mine(x, k=2):
+        raise ValueError(text)
+
+    mutants = (Mutant("refuses", refuses, "You refuse."), *EX.mutants)
+    exercise = Exercise(**{**EX.__dict__, "id": f"double-raises-{named:d}", "mutants": mutants})
+    assert run_check(exercise, mine).mutant == ("refuses" if named else "")
+
+
+def test_the_same_numbers_once_are_no_diagnosis():
+    first = Exercise(**{**PARTS.__dict__, "id": "double-once"})
+    drawn = []
+    run_check(first, lambda x, k=2: drawn.append(x.clone()) or x, confirm=False)
+
+    def looks_like_plus(x, k=2):  # for seed 0's numbers alone
+        return x + k if any(torch.equal(x, d) for d in drawn) else x * k + 7
+
+    assert run_check(first, looks_like_plus, confirm=False).mutant == "plus"
+    assert run_check(first, looks_like_plus).mutant == ""
+    assert run_check(first, lambda x, k=2: k + x).mutant == "plus"

@@ -73,6 +73,7 @@ class Checker:
         self.items: list[Item] = []
         self.outputs: list[Any] = []
         self.stub = False
+        self.launched = False  # whether the function was run as a kernel
         self._fn = fn
         self._labels = labels
         self.after: dict[int, Any] = {}
@@ -184,6 +185,7 @@ class Checker:
         """
         before = snapshot([a for a in args if isinstance(a, Tensor)])
         outputs = [a for a in args if isinstance(a, Guarded)]
+        self.launched = True
         try:
             try:
                 self._launch(grid, args, constexprs)
