@@ -110,7 +110,8 @@ def describe_run(entries: Sequence[Entry]) -> str:
         raise ValueError("the log holds no step yet: there is nothing to describe")
     unit, letter = _unit(steps[-1]["tokens"])
     words = (
-        f"Six panels over {steps[-1]['tokens'] / unit:.3g} {letter} tokens. Training loss from "
+        f"Six panels over {steps[-1]['tokens'] / unit:.3g} {letter.removesuffix('s')} tokens. "
+        "Training loss from "
         f"{steps[0]['loss']:.2f} to {steps[-1]['loss']:.2f} nats per token"
     )
     evaluations = [e for e in entries if e["kind"] == "evaluation"]
