@@ -6,7 +6,7 @@
 # > **Claim.** The whole recipe (latent attention, experts balanced by
 # > biases, an MTP module, FP8 products) trains from nothing on 120,000
 # > tokens of fresh text to within **0.75 nats** of the floor that no model
-# > can beat, and within **0.05 nats** of the same run in BF16, which ends
+# > can beat, and within **0.06 nats** of the same run in BF16, which ends
 # > below a dense model of equal FLOPs per token with each of three seeds.
 # > Killed in the middle and resumed, it is the run that was never killed,
 # > **bit for bit**; leave one piece out of the checkpoint and it is not.
@@ -541,7 +541,7 @@ for name in ("BF16", "no balancing"):
 mine = fp8.history.valid_loss[-1] - FLOOR
 print("FP8 ends within 0.75 nats of the floor, here and with each seed:",
       max(mine, bands["FP8"][-1]) < 0.75)
-print("within 0.05 nats of BF16:", max(map(abs, gaps["FP8"])) < 0.05)
+print("within 0.06 nats of BF16:", max(map(abs, gaps["FP8"])) < 0.06)
 print("dense and no MTP end above BF16 with each seed:",
       min(gaps["dense"] + gaps["no MTP"]) > 0)
 
@@ -811,6 +811,7 @@ for (name, losses), style, role in zip(
     ax.plot(range(LATE + 1, LATE + 21), apart, style, label=name,
             color=viz.COLORS[role])
 ax.set(yscale="log", xlabel="step", ylim=(5e-8, 3),
+       xticks=range(LATE + 1, LATE + 21, 3),
        ylabel="distance of the training loss\nfrom the original (nats)")
 ax.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
 viz.show(fig, dpi=88, alt="Distance of the training loss from the original "
@@ -825,6 +826,12 @@ print("without a piece, none of the other runs is:",
       all(resumes[n] != wanted for n in list(resumes)[1:]))
 
 # %% [markdown]
+# Each gap has its own face. Biases and data show in the very first loss.
+# Empty moments show one step late, since the first loss after resuming is
+# computed before the first update, and then they cost most. The biases'
+# gap is the smallest: few tokens change experts, and at 0.01 a step the
+# biases find back soon. In a log of noisy losses nobody would see it.
+#
 # ## 12.10 One bad batch, or a broken model?
 #
 # The report has an unusual sentence in its abstract: in the whole training
