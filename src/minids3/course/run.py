@@ -147,7 +147,7 @@ def _contains(twin: Checker, c: Checker) -> bool:
     A kernel may have read memory that is not its own, so that the rest of its numbers is chance.
     """
     mine = {i.label: i for i in c.items}
-    shared = []
+    shared: list[str] = []
     for item in (i for i in twin.items if i.status == "no"):
         other = mine.get(item.label)
         if other is None:
