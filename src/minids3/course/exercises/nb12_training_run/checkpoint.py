@@ -26,11 +26,44 @@ def checkpoint(run):
 # fmt: on
 
 
-def _without(*names):
-    def answer(run):
-        return {name: copy.deepcopy(run[name]) for name in STATE if name not in names}
+def _kept(run, *gone):
+    return {name: copy.deepcopy(run[name]) for name in STATE if name not in gone}
 
-    return answer
+
+def _no_moments(run):
+    return _kept(run, "m", "v")
+
+
+def _no_second_moment(run):
+    return _kept(run, "v")
+
+
+def _no_updates(run):
+    return _kept(run, "updates")
+
+
+def _no_biases(run):
+    return _kept(run, "bias")
+
+
+def _no_average(run):
+    return _kept(run, "average")
+
+
+def _no_tokens(run):
+    return _kept(run, "tokens")
+
+
+def _no_rows(run):
+    return _kept(run, "rows")
+
+
+def _no_position(run):
+    return _kept(run, "rows", "tokens")
+
+
+def _no_random_state(run):
+    return _kept(run, "rng")
 
 
 def _everything(run):
@@ -86,55 +119,55 @@ def _minus_scratch(run):
         ),
         Mutant(
             "no_moments",
-            _without("m", "v"),
+            _no_moments,
             "The optimizer's two moments are missing. They come back as zeros, and bias "
             "correction, which takes them for old ones, makes the first steps tiny.",
         ),
         Mutant(
             "no_second_moment",
-            _without("v"),
+            _no_second_moment,
             "v is missing. Its zero divides m, which is not zero: the first step after resuming "
             "is enormous.",
         ),
         Mutant(
             "no_updates",
-            _without("updates"),
+            _no_updates,
             "The number of updates is missing. Bias correction then blows up moments that are "
             "full-grown already.",
         ),
         Mutant(
             "no_biases",
-            _without("bias"),
+            _no_biases,
             "The experts' bias is missing. No optimizer knows it and no gradient brings it back: "
             "tokens go to other experts at once.",
         ),
         Mutant(
             "no_average",
-            _without("average"),
+            _no_average,
             "The average of the weights is missing. The run itself goes on as if nothing were "
             "wrong, and the model you wanted to publish is gone.",
         ),
         Mutant(
             "no_tokens",
-            _without("tokens"),
+            _no_tokens,
             "The tokens seen are missing, so the schedule begins again: the learning rate goes "
             "through its warm-up a second time.",
         ),
         Mutant(
             "no_rows",
-            _without("rows"),
+            _no_rows,
             "The place in the data is missing. The run reads from the first row again, and what "
             "it has seen already looks wonderfully easy.",
         ),
         Mutant(
             "no_position",
-            _without("rows", "tokens"),
+            _no_position,
             "Neither the place in the data nor the tokens seen are there: data and schedule both "
             "begin again.",
         ),
         Mutant(
             "no_random_state",
-            _without("rng"),
+            _no_random_state,
             "The random generator's state is missing. Other inputs are dropped from the first "
             "step on: no disaster, and not the same run.",
         ),
