@@ -212,14 +212,15 @@ class Trainer:
         self, inputs: Tensor, targets: Tensor, tokens: int, counted: int
     ) -> tuple[Tensor, list[Tensor]]:
         """This pass's share of the main loss, and of the MTP modules' if they count."""
-        reduction: Literal["mean", "sum"] = "sum"
+        # A reader's own model knows the plain mean, which is all that an undivided batch needs.
+        how: dict[str, Any] = {"reduction": "sum"}
         if int((targets != IGNORE_INDEX).sum() if targets.device.type == "cpu" else 0) == counted:
-            reduction, counted = "mean", 1  # the whole batch: the plain mean, with its rounding
+            how, counted = {}, 1
         has_mtp = len(getattr(self.model, "mtp", ())) > 0
         if has_mtp and self.cfg.mtp_weight_at(self.step, tokens) > 0:
-            loss, mtp = self.model.losses(inputs, targets, reduction=reduction)
+            loss, mtp = self.model.losses(inputs, targets, **how)
             return loss / counted, [m / counted for m in mtp]
-        return self.model.loss(inputs, targets, reduction=reduction) / counted, []
+        return self.model.loss(inputs, targets, **how) / counted, []
 
     def _objective(
         self,
