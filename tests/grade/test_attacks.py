@@ -10,7 +10,7 @@ from grade.cells import program_of
 
 from minids3.course.hints import source_of
 from minids3.course.registry import get
-from minids3.grade import sandbox, scoring
+from minids3.grade import sandbox
 from minids3.grade.grading import Grader
 from minids3.grade.sandbox import Limits
 
@@ -68,11 +68,7 @@ def test_attack_gains_nothing(attack, grader, place, server):
     code = attack.code.format(secret=str(secret), victim=str(victim), parent=os.getpid(), port=port)
     exercise = get(attack.exercise)
     result = grader.exercise(program_of(exercise, code), seed=5)
-    worth = 0.0
-    if attack.plain:  # the same answer without the attack, its known mistake not recognised either
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(scoring, "KNOWN", 1)
-            worth = grader.exercise(program_of(exercise, attack.plain), 5).points
+    worth = grader.exercise(program_of(exercise, attack.plain), 5).points if attack.plain else 0
     assert worth < exercise.points
     assert result.points <= worth, [(i.label, i.status) for i in result.items]
     allowed = {"failed", "forbidden", "stub"} | ({"partial"} if attack.plain else set())

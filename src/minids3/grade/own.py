@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from minids3.course.baselines import KNOWN, earning
 from minids3.course.check import LIBRARY, format_report
 from minids3.course.launching import is_library, library_of
 from minids3.course.registry import Exercise, get
@@ -72,15 +71,6 @@ def _report(exercise: Exercise, program: Program) -> Report | None:
     return None if is_library(exercise, fn) else run_check(exercise, fn)
 
 
-def _share(exercise: Exercise, report: Report) -> float:
-    """Return what part of the points the checklist is worth, as in grading."""
-    passed = {n for n, item in enumerate(report.items) if item.status == "ok"}
-    if report.ok:
-        return 1.0
-    share = len(earning(exercise, passed)) / len(report.items)
-    return min(share, KNOWN) if report.mutant else share
-
-
 def check_own(path: Path) -> list[tuple[Exercise, Program, Report | None]]:
     """Return exercise, program and checklist of each exercise in ``path``.
 
@@ -114,7 +104,8 @@ def show(path: Path) -> int:
             words = _NO_REPORT[program.status]
             print(f"{exercise.id}   {words}\n")
             continue
-        total += exercise.points * _share(exercise, report)
+        share = report.passed / len(report.items)
+        total += exercise.points * share
         print(format_report(exercise, report))
         for problem in program.problems:
             print(f"  note  {problem}")

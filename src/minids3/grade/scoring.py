@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from minids3.course.baselines import KNOWN, earning
 from minids3.course.registry import Exercise
-from minids3.course.run import Report, solution_items, solution_labels
+from minids3.course.run import Report, run_check
 from minids3.grade import shortcuts
 from minids3.grade.oracle import Remote
 from minids3.grade.private import PrivateCheck
@@ -32,7 +32,7 @@ def untouched(exercise: Exercise, program: Program, result: ExerciseResult) -> E
         "stub": "the cell is as it came: nothing was written",
         "missing": "there is no cell for this exercise: it was deleted or renamed",
     }[program.status]
-    labels = solution_labels(exercise, 0)
+    labels = [i.label for i in run_check(exercise, exercise.solution, 0).items]
     share = exercise.points / len(labels)
     result.items = [ItemResult(label, "not reached", "", 0.0, share) for label in labels]
     result.items[0] = ItemResult(labels[0], "no", said, 0.0, share)
@@ -43,17 +43,16 @@ def untouched(exercise: Exercise, program: Program, result: ExerciseResult) -> E
 # points -------------------------------------------------------------------------------------------
 
 
-def _earned(
-    exercise: Exercise, passed: set[int], extra: list[tuple[PrivateCheck, Report]]
-) -> set[int]:
-    """Return which items that passed earn their points (``baselines``), private checks' too."""
-    begin = len(solution_items(exercise, 0))
-    found = earning(exercise, passed)
-    for check, report in extra:
-        own = {n - begin for n in passed if begin <= n < begin + len(report.items)}
-        found |= {n + begin for n in earning(check.of(exercise), own)}
-        begin += len(report.items)
-    return found
+def _trivial(exercise: Exercise, seed: int) -> set[int]:
+    """Return the numbers of the items that returning the first argument passes."""
+
+    def same(*args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else None
+
+    if exercise.kernel:
+        return set()
+    report = run_check(exercise, same, seed)
+    return {n for n, item in enumerate(report.items) if item.status == "ok"}
 
 
 def score(
@@ -81,21 +80,16 @@ def score(
             result.items.append(ItemResult(label, item.status, item.reason, 0.0, share))
     passed = {n for n, item in enumerate(result.items) if item.status == "ok"}
     whole_mark = len(passed) == len(result.items)
-    known = {r.report.mutant for r in runs if not r.report.ok}
-    if len(known) == 1:  # the same mistake with all inputs that show one
-        failed = next(r.report for r in runs if not r.report.ok)
-        result.diagnosis, result.mutant = failed.diagnosis, failed.mutant
-    if not whole_mark:
-        earned = _earned(exercise, passed, extra)
-        if passed and not earned:
-            result.notes.append("what passes here would pass for a function that computes nothing: "
-                                "no points for that")  # fmt: skip
-        passed = earned
-    most = exercise.points * (KNOWN if any(known) else 1)
-    each = min(share, most / len(passed)) if passed else share
+    if not whole_mark and passed and passed <= _trivial(exercise, 0):
+        result.notes.append("what passes here would pass for any function that returns its input: "
+                            "no points for that")  # fmt: skip
+        passed = set()
     for n in passed:
-        result.items[n].points = each
-    result.points = float(exercise.points) if whole_mark else round(each * len(passed), 2)
+        result.items[n].points = share
+    result.points = float(exercise.points) if whole_mark else round(share * len(passed), 2)
+    failed = next((r.report for r in runs if not r.report.ok), None)
+    if failed is not None:
+        result.diagnosis, result.mutant = failed.diagnosis, failed.mutant
     stub = first.stub and first.passed == 0
     result.status = (
         "passed" if whole_mark else "stub" if stub else "partial" if passed else "failed"
