@@ -11,6 +11,7 @@ step).
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 
 import torch
@@ -76,6 +77,15 @@ class PackedBatches:
                 f"too few for one row of {seq_len} + 1"
             )
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the batches: every token, their order, and the cut."""
+        settings = (self.batch_size, self.seq_len, self.seed, self.shuffle)
+        digest = hashlib.sha256(repr(settings).encode())
+        for tensor in (self.split.tokens, self.split.doc_starts):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         """Full batches in one epoch."""

@@ -11,8 +11,8 @@ from minids3.data import load_tokenizer
 from minids3.data.corpora import ALL_DOMAINS
 from minids3.data.fresh import stream_validation
 from minids3.evals.documents import grammatical_share, sample_documents, sums_right
-from minids3.infer.acceptance import second_token_acceptance
-from minids3.model import Transformer, load_model, load_shipped
+from minids3.infer.acceptance import acceptance_by_domain
+from minids3.model import load_model, load_shipped
 
 __all__ = ["main"]
 
@@ -37,7 +37,8 @@ def _measure(argv: list[str]) -> int:
         count = min(32, args.n - start)
         seed = args.seed * 1_000_003 + start
         texts += sample_documents(model, tokenizer, count, args.temperature, seed)
-    accepted = _acceptance(model) if len(model.mtp) else {}
+    held_out, _ = stream_validation(tokenizer)
+    accepted = acceptance_by_domain(model, held_out, domains=ALL_DOMAINS) if len(model.mtp) else {}
     print(f"{'domain':12} {'grammatical':>16} {'second token':>14}")
     for domain, (right, of) in grammatical_share(texts).items():
         share = f"{right / of:.0%}" if of else ""
@@ -46,21 +47,6 @@ def _measure(argv: list[str]) -> int:
     right, of = sums_right(model, tokenizer, args.n, args.seed)
     print(f"sums right   {right:4} of {of:4} {right / of:>5.0%}")
     return 0
-
-
-def _acceptance(model: Transformer) -> dict[str, float]:
-    """Acceptance of the second token on held-out documents, per domain."""
-    split, _ = stream_validation(load_tokenizer())
-    found = {}
-    for domain in ALL_DOMAINS:
-        part, limit = split.only(domain), model.config.max_position_embeddings
-        documents = [
-            part.document(i)[None, :limit].long() for i in range(min(24, part.n_documents))
-        ]
-        sizes = [d.shape[1] - 1 for d in documents]
-        shares = [second_token_acceptance(model, d) for d in documents]
-        found[domain] = sum(a * n for a, n in zip(shares, sizes, strict=True)) / sum(sizes)
-    return found
 
 
 if __name__ == "__main__":

@@ -9,10 +9,13 @@ This only measures. Decoding with drafts so that nothing changes in the output i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from minids3.data import DOMAINS, Split
+from minids3.model.mtp import draft_agreement
 from minids3.model.transformer import Transformer
 
 __all__ = [
@@ -21,34 +24,6 @@ __all__ = [
     "second_token_acceptance",
     "tokens_per_step",
 ]
-
-
-@torch.inference_mode()
-def draft_agreement(model: Transformer, ids: Tensor) -> Tensor:
-    """Where the MTP module's greedy draft of the second token is the main model's own choice.
-
-    Both read the same text. The module at position i has seen tokens 0 .. i+1 (the last of them
-    through its embedding) and names token i+2; the main model names it at position i+1.
-
-    Args:
-        model: with at least one MTP module.
-        ids: ``[B, T]`` int64, T of 2 or more.
-
-    Returns:
-        ``[B, T - 1]`` bool; column i is about token i+2.
-
-    Raises:
-        ValueError: the model has no MTP module, or the text is too short.
-    """
-    if len(model.mtp) == 0:
-        raise ValueError(
-            "this model has no MTP module, so it drafts nothing: build it with "
-            "num_nextn_predict_layers=1"
-        )
-    if ids.ndim != 2 or ids.shape[1] < 2:
-        raise ValueError(f"ids must be [B, T] with T of 2 or more, got shape {list(ids.shape)}")
-    draft = model.mtp_logits(ids)[0].argmax(-1)
-    return draft == model(ids)[:, 1:].argmax(-1)
 
 
 def second_token_acceptance(model: Transformer, ids: Tensor, start: int = 0) -> float:
@@ -74,7 +49,9 @@ def second_token_acceptance(model: Transformer, ids: Tensor, start: int = 0) -> 
     return agreed.float().mean().item()
 
 
-def acceptance_by_domain(model: Transformer, split: Split, documents: int = 24) -> dict[str, float]:
+def acceptance_by_domain(
+    model: Transformer, split: Split, documents: int = 24, domains: Sequence[str] = DOMAINS
+) -> dict[str, float]:
     """Acceptance of the second token in the first ``documents`` documents of every domain.
 
     Every document is read on its own, cut at the model's number of positions; each of its tokens
@@ -83,7 +60,7 @@ def acceptance_by_domain(model: Transformer, split: Split, documents: int = 24) 
     device = next(model.parameters()).device
     limit = model.config.max_position_embeddings
     found = {}
-    for domain in DOMAINS:
+    for domain in domains:
         docs = split.only(domain)
         count = min(documents, docs.n_documents)
         if count < 1:

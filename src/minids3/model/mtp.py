@@ -8,6 +8,8 @@ projection and the block are the module's own.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,10 @@ from minids3.model.block import Block
 from minids3.nn import RMSNorm
 from minids3.nn.mla import LatentLayerCache
 
-__all__ = ["MTPModule"]
+if TYPE_CHECKING:
+    from minids3.model.transformer import Transformer
+
+__all__ = ["MTPModule", "draft_agreement"]
 
 
 class MTPModule(nn.Module):
@@ -59,3 +64,31 @@ class MTPModule(nn.Module):
         """
         joined = torch.cat((self.enorm(embedding), self.hnorm(hidden)), -1)
         return self.norm(self.block(self.eh_proj(joined), cos, sin, cache, visible))
+
+
+@torch.inference_mode()
+def draft_agreement(model: Transformer, ids: Tensor) -> Tensor:
+    """Where the MTP module's greedy draft of the second token is the main model's own choice.
+
+    Both read the same text. The module at position i has seen tokens 0 .. i+1 (the last of them
+    through its embedding) and names token i+2; the main model names it at position i+1.
+
+    Args:
+        model: with at least one MTP module.
+        ids: ``[B, T]`` int64, T of 2 or more.
+
+    Returns:
+        ``[B, T - 1]`` bool; column i is about token i+2.
+
+    Raises:
+        ValueError: the model has no MTP module, or the text is too short.
+    """
+    if len(model.mtp) == 0:
+        raise ValueError(
+            "this model has no MTP module, so it drafts nothing: build it with "
+            "num_nextn_predict_layers=1"
+        )
+    if ids.ndim != 2 or ids.shape[1] < 2:
+        raise ValueError(f"ids must be [B, T] with T of 2 or more, got shape {list(ids.shape)}")
+    draft = model.mtp_logits(ids)[0].argmax(-1)
+    return draft == model(ids)[:, 1:].argmax(-1)

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from minids3.model.mtp import draft_agreement
 from minids3.model.transformer import Transformer
 from minids3.ref.loss import IGNORE_INDEX
 
@@ -54,8 +55,6 @@ def mtp_acceptance(model: Transformer, batches: Batches, n_batches: int) -> floa
     model.eval()
     agreed = []
     for step in range(n_batches):
-        ids = batches.batch(step)[0].to(device)
-        draft = model.mtp_logits(ids)[0].argmax(-1)
-        agreed.append(draft == model(ids)[:, 1:].argmax(-1))
+        agreed.append(draft_agreement(model, batches.batch(step)[0].to(device)))
     model.train(was_training)
     return torch.cat(agreed).float().mean().item()

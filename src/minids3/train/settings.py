@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from minids3.train.schedule import Phase, Schedule, lr_at
@@ -152,7 +153,8 @@ GROUPS: dict[str, type] = {
     "upkeep": Upkeep,
 }
 _GROUP_OF = {f.name: group for group, kind in GROUPS.items() for f in fields(kind)}
-# What may be changed in the middle of a run: none of it changes a number that the run computes.
+# What may be changed in the middle of a run: when to look and save, and what changes no number but
+# by rounding (another split of the batch adds in another order).
 FREE = ("eval_every", "eval_batches", "save_every", "keep", "micro_batch_size", "recompute")
 
 
@@ -247,6 +249,10 @@ class TrainConfig:
 
     def total_steps(self) -> int:
         """Steps of the whole run."""
+        return self._total_steps
+
+    @cached_property
+    def _total_steps(self) -> int:
         if self.steps is not None:
             return self.steps
         if not isinstance(self.batch.batch_size, Schedule):
@@ -352,7 +358,7 @@ def _validate(cfg: TrainConfig) -> None:
             if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
                 kind = "a whole number" if whole else "a finite number"
                 raise ValueError(f"{name}={value!r} must be {kind}")
-            if value < least or (least == 0 and not whole and name in _ABOVE and value == 0):
+            if value < least or (value == 0 and name in _ABOVE):
                 bound = "greater than 0" if least == 1 or name in _ABOVE else f"{least} or more"
                 raise ValueError(f"{name}={value!r} must be {bound}")
     if not (len(cfg.optimizer.betas) == 2 and all(0 <= beta < 1 for beta in cfg.optimizer.betas)):

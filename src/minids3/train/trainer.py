@@ -176,12 +176,12 @@ class Trainer:
             raise ValueError(
                 "batch_balance_weight needs the whole batch in one pass: leave micro_batch_size out"
             )
-        counted = int((targets != IGNORE_INDEX).sum())
+        counted, whole = int((targets != IGNORE_INDEX).sum()), n_rows <= size
         found: list[_Sums] = []
         for part, wanted in zip(inputs.split(size), targets.split(size), strict=True):
             part, wanted = part.to(self.device), wanted.to(self.device)
             with self._arithmetic(), record_routing(self.model) as routings:
-                loss, mtp = self._losses(part, wanted, tokens, counted)
+                loss, mtp = self._losses(part, wanted, tokens, None if whole else counted)
             share = len(part) / n_rows
             objective = self._objective(loss, mtp, routings, tokens, share)
             objective.backward()
@@ -209,18 +209,26 @@ class Trainer:
             yield
 
     def _losses(
-        self, inputs: Tensor, targets: Tensor, tokens: int, counted: int
+        self, inputs: Tensor, targets: Tensor, tokens: int, counted: int | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """This pass's share of the main loss, and of the MTP modules' if they count."""
-        # A reader's own model knows the plain mean, which is all that an undivided batch needs.
-        how: dict[str, Any] = {"reduction": "sum"}
-        if int((targets != IGNORE_INDEX).sum() if targets.device.type == "cpu" else 0) == counted:
-            how, counted = {}, 1
-        has_mtp = len(getattr(self.model, "mtp", ())) > 0
-        if has_mtp and self.cfg.mtp_weight_at(self.step, tokens) > 0:
+        """The main loss, and the MTP modules' if they count.
+
+        Of an undivided batch (``counted`` None) the plain means, which is all that a reader's own
+        model has to know; of a pass its sums, as a share of the ``counted`` targets of the batch.
+        """
+        how: dict[str, Any] = {} if counted is None else {"reduction": "sum"}
+        if self._has_mtp(tokens):
             loss, mtp = self.model.losses(inputs, targets, **how)
-            return loss / counted, [m / counted for m in mtp]
-        return self.model.loss(inputs, targets, **how) / counted, []
+        else:
+            loss, mtp = self.model.loss(inputs, targets, **how), []
+        if counted is None:
+            return loss, mtp
+        return loss / counted, [m / counted for m in mtp]
+
+    def _has_mtp(self, tokens: int) -> bool:
+        """Whether there are MTP modules, and their loss counts after ``tokens`` tokens."""
+        modules = getattr(self.model, "mtp", ())
+        return len(modules) > 0 and self.cfg.mtp_weight_at(self.step, tokens) > 0
 
     def _objective(
         self,
@@ -354,7 +362,7 @@ class Trainer:
         if self.average is not None:
             with self.average.applied(self.model):
                 ema = evaluate(self.model, batches, count)
-        if len(getattr(self.model, "mtp", ())) > 0 and self.cfg.mtp_weight_at(self.step) > 0:
+        if self._has_mtp(self.position.tokens):
             acceptance = mtp_acceptance(self.model, batches, count)
         history.valid_steps.append(self.step)
         history.valid_loss.append(loss)
