@@ -1,4 +1,5 @@
 import json
+import types
 
 import pytest
 
@@ -10,12 +11,18 @@ def row(id="rms-norm"):
     return next(r for r in progress().rows if r.id == id)
 
 
+def own_copy(fn):
+    """The same answer, typed by a reader: other objects, in the notebook's namespace."""
+    names = {**fn.__globals__, "__name__": "__main__"}
+    return types.FunctionType(fn.__code__.replace(), names, fn.__name__, fn.__defaults__)
+
+
 @pytest.mark.filterwarnings("error")
 def test_progress_records_the_best(home):
     assert row().total == 0
     check("rms-norm", get("rms-norm").mutants[0].fn)
     assert 0 < row().passed < row().total
-    check("rms-norm", get("rms-norm").solution)
+    check("rms-norm", own_copy(get("rms-norm").solution))
     check("rms-norm", get("rms-norm").mutants[0].fn)
     assert row().solved
     assert row().tries == 3
@@ -29,7 +36,7 @@ def test_a_damaged_file_is_kept_aside(home, text):
     home.mkdir()
     (home / "progress.json").write_text(text)
     with pytest.warns(UserWarning, match="damaged"):
-        check("rms-norm", get("rms-norm").solution)
+        check("rms-norm", own_copy(get("rms-norm").solution))
     assert (home / "progress.json.bak").read_text() == text
     assert json.loads((home / "progress.json").read_text())["exercises"]["rms-norm"]["tries"] == 1
 
@@ -37,8 +44,9 @@ def test_a_damaged_file_is_kept_aside(home, text):
 def test_a_home_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINIDS3_HOME", str(tmp_path / "file" / "below"))
+    mine = own_copy(get("rms-norm").solution)
     with pytest.warns(UserWarning, match="not saved"):
-        assert check("rms-norm", get("rms-norm").solution) is get("rms-norm").solution
+        assert check("rms-norm", mine) is mine
 
 
 def test_hints_come_one_by_one(capsys, monkeypatch):
