@@ -1,6 +1,7 @@
 """The direction of imports, read from the source; and that every list of packages is this one."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # An area may import those before it and itself; data and sim stand beside the chain. Any command
 # may use `minids3.command`, which imports nothing of ours.
 LAYERS = (
-    ("config", "numerics"),
+    ("config", "numerics", "isolation"),
     ("ref", "kernels"),
     ("ops",),
     ("nn",),
@@ -122,6 +123,28 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_rooms_of_the_grader_form_no_circle():
+    """Each folder of ``grade`` is a room; a module beside them is one of its own."""
+    home = SOURCE / "grade"
+
+    def room(name):
+        return name if (home / name).is_dir() else f"{name}.py"
+
+    arrows = {}
+    for path in sorted(home.rglob("*.py")):
+        here = room(path.relative_to(home).parts[0].removesuffix(".py"))
+        for module in imported(path):
+            parts = module.split(".")
+            if parts[:2] == ["minids3", "grade"] and len(parts) > 2 and room(parts[2]) != here:
+                arrows.setdefault(here, set()).add(room(parts[2]))
+    assert {"submissions", "process", "judging", "reports", "handout"} <= arrows.keys()
+    for path in (home / "reports").glob("*.py"):  # and none inside the room of the pages
+        names = [m.rpartition(".")[2] for m in imported(path) if ".reports." in m]
+        for name in names:
+            arrows.setdefault(f"reports/{path.stem}", set()).add(f"reports/{name}")
+    graphlib.TopologicalSorter(arrows).prepare()  # raises CycleError
 
 
 CHAIN = " -> ".join(", ".join(layer) for layer in LAYERS)

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from minids3.course.registry import exercises
 from minids3.course.repository import root
-from minids3.grade import sandbox
+from minids3.isolation import sandbox
 from minids3.grade.cli import main
 
 NAME = "03_latent_attention"

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from minids3.course.repository import root
-from minids3.grade.pristine import Pristine
-from minids3.grade.reading import load
+from minids3.grade.submissions.pristine import Pristine
+from minids3.grade.submissions.reading import load
 
 NAME = "03_latent_attention"
 

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 from minids3.grade import job
-from minids3.grade.merge import merge
-from minids3.grade.reading import load
 from minids3.grade.records import ExerciseResult, ItemResult, SubmissionResult
+from minids3.grade.submissions.merge import merge
+from minids3.grade.submissions.reading import load
 
 
 def grade_one(task):

@@ -10,9 +10,9 @@ from grade.cells import program_of
 
 from minids3.course.hints import source_of
 from minids3.course.registry import get
-from minids3.grade import sandbox
-from minids3.grade.grading import Grader
-from minids3.grade.sandbox import Limits
+from minids3.grade.judging.grading import Grader
+from minids3.isolation import sandbox
+from minids3.isolation.sandbox import Limits
 
 pytestmark = pytest.mark.skipif(bool(sandbox.missing()), reason="no isolation on this machine")
 LIMITS = Limits(call_seconds=2, load_seconds=6, exercise_seconds=8, cpu_seconds=8, restarts=1)

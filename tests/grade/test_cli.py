@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from minids3.grade import cli, gradebook, pool
-from minids3.grade.collect import collect
-from minids3.grade.gradebook import Gradebook, Options, file_names
-from minids3.grade.pool import Pool
-from minids3.grade.pristine import Pristine, find_notebook
+from minids3.grade import cli
+from minids3.grade.process import pool
+from minids3.grade.process.pool import Pool
+from minids3.grade.reports import gradebook
+from minids3.grade.reports.gradebook import Gradebook, Options, file_names
+from minids3.grade.submissions.collect import collect
+from minids3.grade.submissions.pristine import Pristine, find_notebook
 
 NAME = "03_latent_attention"
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_job.py"))
@@ -179,7 +181,7 @@ def test_what_the_command_refuses(save, solved, student, tmp_path, graded, capsy
 
 
 def test_no_isolation_no_grading(save, solved, student, tmp_path, graded, capsys, monkeypatch):
-    sandbox = pytest.importorskip("minids3.grade.sandbox")
+    sandbox = pytest.importorskip("minids3.isolation.sandbox")
     monkeypatch.setattr(sandbox, "missing", lambda: ["this kernel has no Landlock"])
     write_class(save, solved, student)
     out = str(tmp_path / "out")
@@ -219,7 +221,7 @@ def test_self_tells_the_public_story(save, solved, student, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_real_grades_end_to_end(save, solved, student, tmp_path):
-    sandbox = pytest.importorskip("minids3.grade.sandbox")
+    sandbox = pytest.importorskip("minids3.isolation.sandbox")
     write_class(save, solved, student)
     trust = ["--no-sandbox"] if sandbox.missing() else []
     out = str(tmp_path / "out")

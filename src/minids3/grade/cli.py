@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "release":
             return _release(args)
         if args.command == "guide":
-            from minids3.grade.guide import write_guide
+            from minids3.grade.handout.guide import write_guide
 
             print(*write_guide(run=not args.no_execute), sep="\n")
             return 0
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _release(args: argparse.Namespace) -> int:
-    from minids3.grade.release import release
+    from minids3.grade.handout.release import release
 
     made = release(args.notebooks, args.out, pack=args.zip)
     print(f"{len(made)} files in {args.out}")
@@ -85,14 +85,14 @@ def _release(args: argparse.Namespace) -> int:
 def _grade(args: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
-    from minids3.grade import sandbox
-    from minids3.grade.collect import Deadlines, collect
-    from minids3.grade.gradebook import Gradebook, Options, choose_seed, file_names
     from minids3.grade.job import failed
-    from minids3.grade.pages import write_pages
-    from minids3.grade.pool import Pool
-    from minids3.grade.pristine import Pristine, find_notebook
+    from minids3.grade.process.pool import Pool
     from minids3.grade.records import SubmissionResult
+    from minids3.grade.reports.gradebook import Gradebook, Options, choose_seed, file_names
+    from minids3.grade.reports.publish import write_pages
+    from minids3.grade.submissions.collect import Deadlines, collect
+    from minids3.grade.submissions.pristine import Pristine, find_notebook
+    from minids3.isolation import sandbox
 
     out, folder = args.out.resolve(), args.submissions.resolve()
     if out == folder or folder in out.parents or out in folder.parents:

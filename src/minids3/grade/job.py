@@ -15,9 +15,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from minids3.grade.pristine import Pristine
-from minids3.grade.reading import load
 from minids3.grade.records import ExerciseResult, SubmissionResult
+from minids3.grade.submissions.pristine import Pristine
+from minids3.grade.submissions.reading import load
 
 __all__ = ["failed", "grade_one", "main"]
 
@@ -29,8 +29,8 @@ def _pristine(path: str) -> Pristine:
 
 def grade_one(task: dict[str, Any]) -> SubmissionResult:
     """Grade the submission that ``task`` describes (see ``gradebook``)."""
-    from minids3.grade.grading import grade_submission
-    from minids3.grade.merge import merge
+    from minids3.grade.judging.grading import grade_submission
+    from minids3.grade.submissions.merge import merge
 
     pristine = _pristine(task["notebook"])
     answers = merge(pristine, load(Path(task["path"])))
@@ -45,7 +45,7 @@ def grade_one(task: dict[str, Any]) -> SubmissionResult:
         hidden=hidden,
     )
     if task["nbval"]:
-        from minids3.grade.nbval_run import run_public
+        from minids3.grade.judging.nbval_run import run_public
 
         result.nbval = run_public(answers.public, isolate=task["isolate"], hidden=hidden)
     return result

@@ -19,11 +19,11 @@ from minids3.course.check import LIBRARY, format_report
 from minids3.course.launching import is_library, library_of
 from minids3.course.registry import Exercise, get
 from minids3.course.run import Report, run_check
-from minids3.grade.collect import exercise_ids
-from minids3.grade.merge import merge
-from minids3.grade.pristine import Pristine, find_notebook
-from minids3.grade.reading import load
 from minids3.grade.records import Program
+from minids3.grade.submissions.collect import exercise_ids
+from minids3.grade.submissions.merge import merge
+from minids3.grade.submissions.pristine import Pristine, find_notebook
+from minids3.grade.submissions.reading import load
 
 __all__ = ["check_own", "show"]
 

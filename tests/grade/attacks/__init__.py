@@ -269,9 +269,9 @@ _attack(
     "patched_encoder",
     """
 import sys
-wire = sys.modules["minids3.grade.wire"]
+wire = sys.modules["minids3.grade.process.wire"]
 wire.encode = lambda *a, **k: {{"opaque": "right"}}
-runner = sys.modules["minids3.grade.runner"]
+runner = sys.modules["minids3.grade.process.runner"]
 runner._Server.answer = lambda self, m: {{"value": 0, "callable": True, "points": 9}}
 """
     + WRONG,
@@ -281,7 +281,7 @@ _attack(
     """
 import sys
 def cache_bytes(*a, **k):
-    sys.modules["minids3.grade.wire"].encode = None
+    sys.modules["minids3.grade.process.wire"].encode = None
     import json
     json.dumps = lambda *a, **k: "[" * 100000
     return 0
@@ -738,7 +738,7 @@ _cost(
     REBUILDS
     + """
 import sys
-runner = sys.modules["minids3.grade.runner"]
+runner = sys.modules["minids3.grade.process.runner"]
 def call(self, m):
     m = dict(m, record=False)
     return dict(honest(self, m), flops=0)
@@ -751,8 +751,8 @@ _cost(
     REBUILDS
     + """
 import sys
-runner = sys.modules["minids3.grade.runner"]
-wire = sys.modules["minids3.grade.wire"]
+runner = sys.modules["minids3.grade.process.runner"]
+wire = sys.modules["minids3.grade.process.wire"]
 def recorded(self, args, kwargs, tensors):
     value = wire.encode(self.fn(*args, **kwargs))
     return {{"steps": [{{"constant": value, "gives": [5]}}], "result": {{"number": 5}},
@@ -765,7 +765,7 @@ _cost(
     REBUILDS
     + """
 import sys
-runner = sys.modules["minids3.grade.runner"]
+runner = sys.modules["minids3.grade.process.runner"]
 runner._Server._recorded = lambda self, *a: {{
     "steps": [{{"op": ["aten::from_file", ""], "args": {{"list": [{{"plain": {secret!r}}}]}},
               "kwargs": {{"dict": []}}, "gives": [5]}}], "result": {{"number": 5}}}}

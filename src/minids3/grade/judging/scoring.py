@@ -1,0 +1,139 @@
+"""From checklists to points: what counts, what is said, and what does not count."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minids3.course.registry import Exercise
+from minids3.course.run import Report, run_check
+from minids3.grade.judging import shortcuts
+from minids3.grade.judging.oracle import Remote
+from minids3.grade.private import PrivateCheck
+from minids3.grade.records import LOOK, ExerciseResult, ItemResult, Program
+
+__all__ = ["Run", "fault", "judge", "score", "told", "untouched"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a check on the student's function."""
+
+    seed: int
+    hidden: bool
+    report: Report
+
+
+def untouched(exercise: Exercise, program: Program, result: ExerciseResult) -> ExerciseResult:
+    """Return the result of a cell that is gone or as it came."""
+    said = {
+        "stub": "the cell is as it came: nothing was written",
+        "missing": "there is no cell for this exercise: it was deleted or renamed",
+    }[program.status]
+    labels = [i.label for i in run_check(exercise, exercise.solution, 0).items]
+    share = exercise.points / len(labels)
+    result.items = [ItemResult(label, "not reached", "", 0.0, share) for label in labels]
+    result.items[0] = ItemResult(labels[0], "no", said, 0.0, share)
+    result.status = program.status
+    return result
+
+
+# points -------------------------------------------------------------------------------------------
+
+
+def _trivial(exercise: Exercise, seed: int) -> set[int]:
+    """Return the numbers of the items that returning the first argument passes."""
+
+    def same(*args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else None
+
+    if exercise.kernel:
+        return set()
+    report = run_check(exercise, same, seed)
+    return {n for n, item in enumerate(report.items) if item.status == "ok"}
+
+
+def score(
+    exercise: Exercise,
+    result: ExerciseResult,
+    runs: list[Run],
+    extra: list[tuple[PrivateCheck, Report]],
+) -> None:
+    """Put items, points, status and diagnosis into ``result``."""
+    first = runs[0].report
+    whole = len(first.items) + sum(len(r.items) for _, r in extra)
+    share = exercise.points / whole
+    for n, item in enumerate(first.items):
+        status, reason = item.status, item.reason
+        for run in runs[1:]:
+            other = run.report.items[n] if n < len(run.report.items) else None
+            if status == "ok" and (other is None or other.status != "ok"):
+                status = other.status if other else "not reached"
+                reason = f"with other inputs: {other.reason}" if other and other.reason else (
+                    "not with other inputs")  # fmt: skip
+        result.items.append(ItemResult(item.label, status, reason, 0.0, share))
+    for check, report in extra:
+        for item in report.items:
+            label = f"{check.title}: {item.label}"
+            result.items.append(ItemResult(label, item.status, item.reason, 0.0, share))
+    passed = {n for n, item in enumerate(result.items) if item.status == "ok"}
+    whole_mark = len(passed) == len(result.items)
+    if not whole_mark and passed and passed <= _trivial(exercise, 0):
+        result.notes.append("what passes here would pass for any function that returns its input: "
+                            "no points for that")  # fmt: skip
+        passed = set()
+    for n in passed:
+        result.items[n].points = share
+    result.points = float(exercise.points) if whole_mark else round(share * len(passed), 2)
+    failed = next((r.report for r in runs if not r.report.ok), None)
+    if failed is not None:
+        result.diagnosis, result.mutant = failed.diagnosis, failed.mutant
+    stub = first.stub and first.passed == 0
+    result.status = (
+        "passed" if whole_mark else "stub" if stub else "partial" if passed else "failed"
+    )
+
+
+def told(remote: Remote, program: Program) -> list[str]:
+    """Say what happened in the child beside the check's own items."""
+    lines = [f"your process: {reason}" for reason in dict.fromkeys(remote.ended)]
+    first = len(remote.pieces) - len(program.pieces)
+    for said in remote.failed:
+        number = said.get("piece")
+        if not isinstance(number, int) or not first <= number < len(remote.pieces):
+            continue
+        piece = program.pieces[number - first]
+        if piece.kind != "given":
+            what = f"{str(said.get('raised'))[:60]}: {str(said.get('text'))[:160]}"
+            lines.append(f"{piece.cell or piece.kind} raised {what}")
+    return lines
+
+
+def judge(
+    exercise: Exercise,
+    result: ExerciseResult,
+    remote: Remote,
+    named: list[str],
+    own: list[str],
+) -> None:
+    """Take the points of an answer that calls what it should have written."""
+    called = [n for n in remote.tripped if n not in named]
+    if named or called:
+        reasons = [f"calls {n}, which this exercise asks you to write" for n in [*named, *called]]
+        result.notes[:0] = reasons
+        result.status, result.points = "forbidden", 0.0
+        for item in result.items:
+            item.points = 0.0
+        return
+    odd = shortcuts.unusual(own)
+    if odd:
+        result.notes.append(f"{LOOK}the code uses {', '.join(odd)}")
+
+
+def fault(error: BaseException) -> str:
+    """Say what of ours went wrong, and where."""
+    last = inspect.getinnerframes(error.__traceback__)[-1] if error.__traceback__ else None
+    where = f" ({Path(last.filename).name}, line {last.lineno})" if last else ""
+    return f"GRADER ERROR, not the student's: {type(error).__name__}: {error!s:.300}{where}"

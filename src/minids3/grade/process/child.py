@@ -1,0 +1,160 @@
+"""A process that runs a student's code: started, asked, watched while it works, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from minids3.grade.process import wire
+from minids3.grade.process.zygote import Zygote
+
+__all__ = ["Child", "ProcessEnded", "TimeLimit"]
+
+
+class TimeLimit(Exception):
+    """The student's code took too long."""
+
+
+class ProcessEnded(Exception):
+    """The student's process is gone."""
+
+
+class Child:
+    """A process in the sandbox; started again, a few times, where a request has ended it."""
+
+    def __init__(self, zygote: Zygote, load: dict[str, Any] | None = None) -> None:
+        """``load`` says which pieces to run and which name to call (see ``runner``), or nothing."""
+        self._zygote = zygote
+        self._load = load or {"pieces": [], "name": "", "forbid": [], "seed": 0}
+        self._limits = zygote.limits
+        self._pid: int | None = None
+        self._starts = 0
+        self._deadline = time.monotonic() + self._limits.exercise_seconds
+        self.tripped: list[str] = []
+        self.printed = ""
+        self.failed: list[dict[str, Any]] = []
+        self.ended: list[str] = []
+
+    @property
+    def pieces(self) -> list[dict[str, Any]]:
+        """What runs in the process, in order."""
+        return self._load["pieces"]
+
+    def start(self) -> None:
+        """Fork it and run the pieces there.
+
+        Raises:
+            ProcessEnded: it has ended too often.
+        """
+        if self._starts > self._limits.restarts:
+            raise ProcessEnded(f"not called again: {self.ended[-1]}")
+        self._starts += 1
+        self._pid, self._channel, self._scratch = self._zygote.fork()
+        reply = self.ask({"op": "load", **self._load}, self._limits.load_seconds)
+        self.failed = [f for f in reply.get("failed", []) if isinstance(f, dict)]
+        self._usable = reply.get("callable") is True
+        self._kind = str(reply.get("kind"))[:60]
+
+    def close(self) -> dict[str, Any] | None:
+        """End the process, if there is one; return how it ended."""
+        if self._pid is None:
+            return None
+        pid, self._pid = self._pid, None
+        self._channel.close()
+        ended = self._zygote.end(pid)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        return ended
+
+    def _cpu(self) -> float:
+        """Return the processor time that the child has used, in seconds; -1 if nobody knows."""
+        try:
+            with open(f"/proc/{self._pid}/stat", encoding="utf-8", errors="replace") as file:
+                fields = file.read().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError, IndexError):
+            return -1.0
+
+    def _waiter(self, seconds: float) -> Callable[[], None]:
+        """Return what waits for an answer: ``seconds`` of the child's own time, on a busy machine.
+
+        By the clock it may be six times as long: a class is graded while other things run.
+        """
+        begin, used = time.monotonic(), self._cpu()
+        end = min(begin + seconds * (1 if used < 0 else 6), self._deadline)
+        looked = begin
+
+        def wait() -> None:
+            nonlocal looked
+            while not select.select([self._channel], [], [], 0.1)[0]:
+                now = time.monotonic()
+                if now > end or (now > begin + seconds and self._cpu() > used + seconds):
+                    raise TimeLimit(
+                        f"no answer after {min(now - begin, seconds):.0f} s. Is there a loop that "
+                        "never ends?"
+                    )
+                if now > looked + 0.3:
+                    looked = now
+                    self._look()
+
+        return wait
+
+    def _look(self) -> None:
+        """Stop a child that fills the disk or multiplies its threads."""
+        size = count = 0
+        for folder, _, files in os.walk(self._scratch):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    size += os.lstat(os.path.join(folder, name)).st_blocks * 512
+                count += 1
+                if count > 2000 or size > self._limits.scratch_mib << 20:
+                    raise ProcessEnded("it wrote too many files")
+        with contextlib.suppress(OSError):
+            if len(os.listdir(f"/proc/{self._pid}/task")) > self._limits.threads:
+                raise ProcessEnded("it started too many threads")
+
+    def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Send a request and return the answer; starts the process where needed.
+
+        Raises:
+            TimeLimit: none came in time; the process is ended.
+            ProcessEnded: it has ended, or has been for what it did.
+        """
+        if self._pid is None:
+            self.start()
+        try:
+            wait = self._waiter(seconds)
+            self._channel.settimeout(6 * seconds)
+            wire.send(self._channel, message)
+            self._channel.settimeout(None)
+            reply = wire.receive(self._channel, self._limits.reply_mib << 20, wait)
+        except (TimeLimit, ProcessEnded) as stopped:
+            self.close()
+            self.ended.append(str(stopped))
+            raise
+        except (wire.Broken, OSError) as broken:
+            ended = self.close() or {}
+            reason = self._why(ended.get("status", 0), ended.get("cpu", 0), str(broken))
+            self.ended.append(reason)
+            raise ProcessEnded(reason) from None
+        for name in reply.get("tripped") or []:
+            if isinstance(name, str) and name[:100] not in self.tripped:
+                self.tripped.append(name[:100])
+        self.printed = (self.printed + str(reply.get("printed", "")))[:4000]
+        return reply
+
+    def _why(self, status: int, cpu: float, broken: str) -> str:
+        if cpu >= self._limits.cpu_seconds - 1:
+            return f"it used more than {self._limits.cpu_seconds} s of processor time"
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            if number != signal.SIGKILL:
+                return f"the process was ended by {signal.Signals(number).name}"
+        if broken != "closed":
+            return f"its process gave {broken}"
+        return "its process ended, as by exit() or for lack of memory"

@@ -1,0 +1,151 @@
+"""The process that runs students' code, and the one it is forked from.
+
+Importing torch takes seconds, so one process (``main``) imports everything once and then forks a
+fresh child for every exercise of every submission. The child goes into the sandbox before it reads
+a line of a student's code, executes the cells in one namespace as a notebook would, and answers
+calls: plain data in, plain data out. It holds no secrets: the package with the exercises'
+solutions and checks is never imported here, ``minids3.course`` is a stand-in whose ``check``
+returns its function, and what an exercise forbids to call has lost its code.
+
+A kernel (ipykernel) would do the same with more moving parts: seconds to start, sockets, a
+heartbeat and messages that its own code can forge. What is given here is only what cells need:
+top-level ``exec``, ``%`` and ``!`` lines that do nothing, a display that shows nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import socket
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main"]
+
+_SKIP = {"course", "grade", "isolation", "bench", "kernels", "ops"}
+
+
+def _stand_in() -> None:
+    """Put a harmless ``minids3.course`` into place before anybody imports the real one."""
+    course = types.ModuleType("minids3.course", "Stands in while grading: checks run elsewhere.")
+
+    def check(id: str, fn: Any = None, **_: Any) -> Any:
+        return fn
+
+    def nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    course.check = check  # type: ignore[attr-defined]
+    for name in ("hint", "progress", "setup", "solution"):
+        setattr(course, name, nothing)
+    course.CheckFailed = type("CheckFailed", (Exception,), {})  # type: ignore[attr-defined]
+    course.__all__ = ["CheckFailed", "check", "hint", "progress", "setup", "solution"]  # type: ignore[attr-defined]
+    sys.modules["minids3.course"] = course
+
+
+def import_package(kernels: bool) -> None:
+    """Import the library's modules that cells may import; one that is broken is left out."""
+    import minids3
+
+    skip = _SKIP - {"kernels", "ops"} if kernels else _SKIP
+
+    def walk(package: Any, name: str) -> None:
+        for found in pkgutil.iter_modules(package.__path__):
+            if found.name in skip or found.name.startswith("_"):
+                continue
+            full = f"{name}.{found.name}"
+            with contextlib.suppress(Exception):
+                module = importlib.import_module(full)
+                if found.ispkg:
+                    walk(module, full)
+
+    walk(minids3, "minids3")
+
+
+def _import_everything(kernels: bool) -> None:
+    """Import what cells may import; afterwards the package's files need not be readable."""
+    _stand_in()
+    with contextlib.suppress(ImportError):
+        import matplotlib.pyplot  # noqa: F401
+    with contextlib.suppress(ImportError):
+        import IPython.core.getipython
+        import IPython.display  # noqa: F401
+    import_package(kernels)
+    sys.modules["minids3"].course = sys.modules["minids3.course"]  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    """Import, then fork a child for each request; ends when the grader closes the channel."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    sys.path[:] = [p for p in sys.path if p]
+    settings = json.loads(sys.argv[2])
+    import torch
+
+    from minids3.grade.process import runner, wire
+    from minids3.isolation import sandbox
+
+    torch.set_num_threads(1)
+    _import_everything(settings["kernels"])
+    runner.warm_up()
+    grants = settings["grants"]
+    limits = sandbox.Limits(**settings["limits"])
+    import gc
+
+    gc.collect()
+    gc.freeze()
+    wire.send(control, {"ready": True})
+    slot = 0
+    while True:
+        data, files, *_ = socket.recv_fds(control, 1 << 16, 4)
+        if not data:
+            return
+        request = json.loads(data)
+        if request["op"] == "fork":
+            slot += 1
+            channel = files[0]
+            pid = os.fork()
+            if pid == 0:
+                control.close()
+                _child(channel, Path(request["scratch"]), limits, grants,
+                       settings["slot"] + slot, settings["isolate"], runner)  # fmt: skip
+            os.close(channel)
+            wire.send(control, {"pid": pid})
+        elif request["op"] == "end":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(request["pid"], signal.SIGKILL)
+            _, status, used = os.wait4(request["pid"], 0)
+            wire.send(control, {"status": status, "cpu": used.ru_utime + used.ru_stime})
+
+
+def _child(
+    number: int,
+    scratch: Path,
+    limits: Any,
+    grants: dict[str, list[str]],
+    slot: int,
+    isolate: bool,
+    runner: Any,
+) -> None:
+    """Enter the sandbox and serve; never returns."""
+    try:
+        from minids3.grade.process import wire
+        from minids3.isolation import sandbox
+
+        sandbox.close_files([number])
+        channel = socket.socket(fileno=number)
+        try:
+            sandbox.enter(scratch, limits, grants, slot, isolate)
+        except BaseException as error:
+            wire.send(channel, {"fault": f"the sandbox failed: {type(error).__name__}: {error}"})
+            os._exit(70)
+        wire.send(channel, {"inside": True})
+        runner.serve(channel, limits.reply_mib << 20)
+    except BaseException:
+        os._exit(71)
+    os._exit(0)
