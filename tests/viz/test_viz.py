@@ -33,8 +33,10 @@ def test_picture_is_small_opaque_closed_and_described():
     fig = figure()
     shown = picture(fig, 'A curve that "rises"\n to 2,401 & stays <there>')
     assert not plt.fignum_exists(fig.number)
-    assert len(shown.png) < 45_000
-    image = Image.open(io.BytesIO(shown.png))
+    assert len(shown.image) < 45_000
+    image = Image.open(io.BytesIO(shown.image))
+    assert image.format == "WEBP"
+    assert image.width == pytest.approx(2 * shown.width, abs=1)
     assert image.convert("RGBA").getextrema()[3] == (255, 255)
     data, metadata = shown._repr_mimebundle_()
     assert metadata["text/html"]["alt"].startswith('A curve that "rises" to 2,401')
@@ -43,7 +45,7 @@ def test_picture_is_small_opaque_closed_and_described():
         in (data["text/html"])
     )
     source = re.search(r"base64,([^\"]+)", data["text/html"]).group(1)
-    assert base64.b64decode(source) == shown.png
+    assert base64.b64decode(source) == shown.image
 
 
 def test_alt_text_survives_nbconvert():
@@ -78,7 +80,7 @@ def test_token_strip():
     assert "<cat" not in page
     assert "2 nats" in page
     assert repr(strip).startswith("the(0.1) ·<cat(2)")
-    assert len(picture(strip.figure(title="Tokens"), "Four tokens in boxes").png) < 20_000
+    assert len(picture(strip.figure(title="Tokens"), "Four tokens in boxes").image) < 20_000
     assert repr(viz.token_strip(["a", "b"])) == "a|b"
     with pytest.raises(ValueError, match="2 tokens and 1 values"):
         viz.token_strip(["a", "b"], [1.0])
@@ -105,6 +107,29 @@ def test_play_redraws():
     assert len(repr(box)) <= 110
 
 
+def test_play_opens_at_the_defaults():
+    opened = {}
+
+    def layer(experts=256, top_k=8, share=0.87, mean=True, text="a word", free=3):
+        """A layer."""
+        names = ("experts", "top_k", "share", "mean", "text", "free")
+        opened.update({name: value for name, value in locals().items() if name in names})
+
+    viz.play(
+        layer,
+        experts=[8, 16, 256, 512],
+        top_k=(1, 16, 1),
+        share=(0.0, 1.0, 0.01),
+        mean=False,
+        text="another",
+    )
+    # A bool or a string that is given as the control is itself what it opens at.
+    wanted = {"experts": 256, "top_k": 8, "share": 0.87, "mean": False, "text": "another"}
+    assert opened == {**wanted, "free": 3}
+    with pytest.raises(Exception, match="not found"):
+        viz.play(layer, experts=[8, 16])
+
+
 def test_text_table_and_map():
     table = viz.text_table(["you", "it"], [["a <b>", "c\nd"]])
     assert "a &lt;b&gt;" in table._repr_html_()
@@ -115,4 +140,4 @@ def test_text_table_and_map():
     road = viz.workbook_map({"00", "01"}, {"00": 0.5})
     said = {text.get_text() for text in road.axes[0].texts}
     assert {f"{n:02}" for n in range(20)} <= said
-    assert len(picture(road, "A road of twenty numbered stops").png) < 45_000
+    assert len(picture(road, "A road of twenty numbered stops").image) < 45_000

@@ -11,6 +11,8 @@ from minids3.viz.show import picture
 
 __all__ = ["play"]
 
+_NONE = inspect.Parameter.empty
+
 
 def play(fn: Callable[..., Any], *, alt: str | None = None, **controls: Any) -> Any:
     """Show ``fn``'s figure and redraw it whenever a control moves.
@@ -20,7 +22,7 @@ def play(fn: Callable[..., Any], *, alt: str | None = None, **controls: Any) -> 
             anything that can be displayed.
         alt: the figure's alt text, by default the first line of ``fn``'s docstring.
         controls: as for ``ipywidgets.interactive``: a widget, ``(low, high[, step])``, a list of
-            options, a bool or a string.
+            options, a bool or a string. They open at ``fn``'s defaults, where it has any.
 
     Returns:
         The widget; as the last value of a cell it is shown. Without a live kernel the front end
@@ -30,7 +32,11 @@ def play(fn: Callable[..., Any], *, alt: str | None = None, **controls: Any) -> 
     from IPython.display import display
 
     words = alt or (inspect.getdoc(fn) or "").split("\n")[0] or "An interactive figure"
-    children = {name: _control(name, spec) for name, spec in controls.items()}
+    parameters = inspect.signature(fn).parameters
+    children = {
+        name: _control(name, spec, parameters[name].default if name in parameters else _NONE)
+        for name, spec in controls.items()
+    }
     output = widgets.Output()
 
     def draw(change: Any = None) -> None:
@@ -52,7 +58,7 @@ def play(fn: Callable[..., Any], *, alt: str | None = None, **controls: Any) -> 
     return _make([output, *children.values()])
 
 
-def _control(name: str, spec: Any) -> Any:
+def _control(name: str, spec: Any, default: Any) -> Any:
     import ipywidgets as widgets
 
     widget = spec
@@ -60,6 +66,8 @@ def _control(name: str, spec: Any) -> Any:
         if isinstance(spec, range):
             spec = (spec.start, spec.stop - 1, spec.step)
         widget = widgets.interactive(lambda **_: None, **{name: spec}).children[0]
+        if default is not _NONE and not isinstance(spec, str | bool):
+            widget.value = default  # raises where it is none of the options
     if not widget.description:
         widget.description = name.replace("_", " ")
     with contextlib.suppress(Exception):
