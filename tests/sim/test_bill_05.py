@@ -18,9 +18,9 @@ def test_line_05_prices_the_difference_of_the_published_violations():
     hours = 6 * 8 * 58 * 44_040_192 * 14.8e12 / 385e12 / 3600
     assert MAXVIO_LFB["1B"] == (0.72, 0.04)
     assert line.value == pytest.approx(hours * 0.68, rel=1e-9)
-    assert line.dollars == pytest.approx(2 * line.value, rel=1e-12)
+    assert line.saved_hours == pytest.approx(line.value, rel=1e-9)
     assert line.kind == "computed"
-    assert line.gpu_hours is None
+    assert line.gpu_hours == 2.664e6  # TR table 1: the run with the bias
     assert "LFB" in line.source
 
 

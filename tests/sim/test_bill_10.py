@@ -31,6 +31,6 @@ def test_line_10():
     share = fp8_share()
     assert line.value == pytest.approx(2.664e6 * (share / 2) / (1 - share / 2), rel=1e-12)
     assert line.value == most_saved_hours()
-    assert line.dollars == pytest.approx(2 * line.value)
-    assert line.gpu_hours is None
+    assert line.saved_hours == pytest.approx(line.value)
+    assert line.gpu_hours == 2.664e6
     assert "TR table 1" in line.source

@@ -1,5 +1,10 @@
 """The Bill: a running ledger that ends in the article's $5.5 million, or does not.
 
+It has one baseline, line 00: a dense model of V3's size in BF16, at a rate that a dense model has
+reached in BF16 (``lines.DENSE_BF16_RATE``). A line with a price states two whole runs: V3's with
+its idea (``gpu_hours``), and the same run without it (``without_hours``). What an idea saves is the
+difference. Savings are each idea's alone and upper bounds; they overlap and do not add up.
+
 Every notebook enters one line, computed from the released model's configuration. To add notebook
 NN write ``line_NN`` in ``lines.py`` under ``@entry("NN")`` and export it here; ``show`` and
 ``figure`` follow.

@@ -11,7 +11,13 @@ from __future__ import annotations
 from minids3.config import get_config
 from minids3.sim import flops, parameters
 from minids3.sim.bill.ledger import Line, entry
-from minids3.sim.bill.lines import DOLLARS_PER_HOUR, SEQ_LEN, TOKENS, gpu_hours
+from minids3.sim.bill.lines import (
+    DOLLARS_PER_HOUR,
+    PRETRAINING_HOURS,
+    SEQ_LEN,
+    TOKENS,
+    gpu_hours,
+)
 
 __all__ = ["MAXVIO_LFB", "expert_gpu_hours", "imbalance_gpu_hours", "line_05"]
 
@@ -43,7 +49,7 @@ def imbalance_gpu_hours(violation: float) -> float:
 def line_05() -> Line:
     """Price the difference between the two ways of balancing, if the fullest expert sets the pace.
 
-    The line prices a difference and no whole run, so ``gpu_hours`` stays empty.
+    The published run is the one with the bias; without it the difference comes on top.
     """
     hours, share = expert_gpu_hours()
     loss, bias = MAXVIO_LFB["1B"]
@@ -59,7 +65,9 @@ def line_05() -> Line:
         ),
         source="LFB (MaxVio of 1B models, whole validation set); C, minids3.sim.flops",
         kind="computed",
-        dollars=saved * DOLLARS_PER_HOUR,
+        gpu_hours=PRETRAINING_HOURS,
+        dollars=PRETRAINING_HOURS * DOLLARS_PER_HOUR,
+        without_hours=PRETRAINING_HOURS + saved,
         leaves_out=(
             "that V3's own violation is not published and is in the achieved rate already; that a "
             "GPU with 4 experts is evener than its fullest expert; that single batches are less "
