@@ -143,6 +143,8 @@ viz.text_table(["domain", "you write", "untrained goes on",
 from minids3.course.registry import exercises
 
 ready = {exercise.notebook[:2] for exercise in exercises()}
+
+# %% tags=["fold"]
 viz.show(viz.workbook_map(ready), alt="A winding road of twenty numbered "
          "stops. 00 to 02 are the baseline, 03 to 06 the architecture, 07 "
          "to 11 numbers and kernels, 12 to 15 training at scale, 16 to 19 "
@@ -245,7 +247,7 @@ hint("rms-norm", 1)
 # Your function goes to work at once. **Predict:** the same thirty matrices,
 # now with `rms_norm` after each. Where do the two curves end?
 
-# %%
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.2, 3.3))
 for std, colour in ((0.11, viz.COLORS["control"]),
                     (0.07, viz.COLORS["baseline"])):
@@ -341,7 +343,7 @@ way = {d: (loss["untrained"][d] - loss["trained"][d])
        / (loss["untrained"][d] - loss["floor"][d]) for d in DOMAINS}
 print(f"{'way to floor':<14}", *(f"{way[d]:11.1%}" for d in DOMAINS))
 
-# %%
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.4, 3.7))
 looks = {"untrained": viz.COLORS["control"],
          "token counts": viz.COLORS["baseline"],
@@ -382,6 +384,8 @@ viz.show(fig, alt=f"Loss in nats per token on 40 validation documents of "
 story = documents(valid, "stories", 4)[0][3]
 pieces = [tokenizer.decode([i]) for i in story[1:].tolist()]
 paid = surprise(trained, [story])[0].tolist()
+
+# %% tags=["fold"]
 strip = viz.token_strip(pieces, paid)
 title = "What each token cost (darker: more)"
 viz.show(strip.figure(columns=80, title=title),
@@ -507,6 +511,8 @@ bill.show(upto="00")
 
 # %%
 line = bill.line_00()
+
+# %% tags=["fold"]
 viz.show(bill.figure(upto="00"), alt="One bar of GPU-hours on a log "
          f"axis: a dense 671B model needs {line.gpu_hours / 1e6:.1f} "
          f"million, or ${line.dollars / 1e6:.0f} million. A dashed mark at "

@@ -115,6 +115,8 @@ from minids3.data.bpe import PATTERN, piece_ids, split_pieces
 
 print(PATTERN)
 code = samples["code"].text
+
+# %% tags=["fold"]
 viz.show(viz.token_strip(split_pieces(code)).figure(
     columns=84, title="A document cut into pieces"),
     alt="A small Python function cut into coloured pieces: words with the "
@@ -176,6 +178,8 @@ def show_pair(pair):
 
 
 top = Counter(count_pairs(words, times)).most_common(16)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.6, 3.1))
 ax.bar([show_pair(pair) for pair, _ in top], [n for _, n in top],
        color=viz.COLORS["ours"])
@@ -240,7 +244,7 @@ print("500 to 506:      ", [names[FIRST + i].decode()
 # take now, compared with bytes? A half? A third? And what will the other
 # 1,184 merges of our vocabulary add?
 
-# %%
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.4, 3.3))
 ax.plot([s / 1e6 for s in sizes], color=viz.COLORS["ours"])
 ax.axhline(sum(times) / 1e6, color=viz.COLORS["floor"], linestyle="--")
@@ -276,7 +280,7 @@ def cut(text, merges):
     return [encoder.token_bytes[i].decode(errors="replace")
             for i in encoder.encode(text)]
 
-
+# %% tags=["fold"]
 for n in (20, 100, 600):
     parts = cut(sentence, mine[:n])
     viz.show(viz.token_strip(parts).figure(
@@ -397,6 +401,7 @@ kinds = valid.domain_ids[:n_docs].tolist()
 wasted = 1 - valid.lengths().clamp(max=T).sum().item() / (
     valid.n_documents * T)
 
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.4, 3.4))
 place = 0
 for row, (document, kind) in enumerate(zip(first, kinds)):
@@ -512,7 +517,7 @@ print(f"by hand: {by_hand:.3f} for "
 # walk over all branches (the exact entropy). Nothing is estimated; the
 # simulation below is only there to check it.
 
-# %%
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.6, 3.6))
 for domain in DOMAINS:
     bits = np.array([d.bits for d in corpora.generate(domain, 3000, 5)])
@@ -549,7 +554,7 @@ def bits_per_token(text, domain):
         paid[at] += choice.bits
     return parts, paid
 
-
+# %% tags=["fold"]
 for domain in ("stories", "arithmetic", "code"):
     parts, paid = bits_per_token(samples[domain].text, domain)
     viz.show(viz.token_strip(parts, paid, unit="bits", high=6.5).figure(
@@ -573,6 +578,8 @@ from minids3.data import entropy_floor
 
 floors = {d: entropy_floor(valid.only(d)) for d in DOMAINS}
 floors["all four"] = entropy_floor(valid)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7, 3.1))
 colours = [viz.COLORS[d] for d in DOMAINS] + [viz.COLORS["muted"]]
 ax.bar(list(floors), list(floors.values()), color=colours, width=0.6)
@@ -669,7 +676,7 @@ for name, t in tokenizers.items():
 floor_byte = valid_bits / n_bytes
 print(f"{'exact floor':13} {'':10} {'depends':>11} {floor_byte:10.3f}")
 
-# %%
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.5))
 colours = [viz.COLORS["baseline"]] + 3 * [viz.COLORS["ours"]] + [
     viz.COLORS["control"]]
@@ -733,6 +740,7 @@ table = np.array([[sum(len(x.encode()) for x in texts)
                    / sum(map(len, t.encode_batch(texts)))
                    for texts in tests.values()] for t in home.values()])
 
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.2, 4.1))
 image = ax.imshow(table, cmap="cividis", vmin=1, vmax=table.max())
 ax.set_xticks(range(len(tests)), list(tests), rotation=20, ha="right")
@@ -765,6 +773,8 @@ viz.show(fig, alt="Heat map of bytes per token, six tokenizers by five "
 
 # %%
 line = "Nora hid 47 kites under the bridge, naïvely."
+
+# %% tags=["fold"]
 for n in (50, 1784):
     parts = cut(line, tok.merges[:n])
     viz.show(viz.token_strip(parts).figure(

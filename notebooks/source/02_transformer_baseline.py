@@ -61,6 +61,7 @@ MARKS = {
 for name, nats in MARKS.items():
     print(f"{name:15}{nats:6.2f} nats per token")
 
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.5, 2.6))
 rows = list(MARKS)
 colors = [viz.COLORS["baseline"]] * 3 + [viz.COLORS["floor"]]
@@ -115,6 +116,7 @@ for _ in range(24):  # 24 layers that each add a random correction
     plain.append(x.square().mean().sqrt().item())
     normed.append(rms_norm(x, torch.ones(D)).square().mean().sqrt().item())
 
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(6.5, 2.8))
 ax.semilogy(range(1, 25), plain, "o-", label="x itself")
 ax.semilogy(range(1, 25), normed, "s-", label="what the next layer sees")
@@ -139,6 +141,8 @@ from minids3.ref.rope import rope_tables
 
 R = 32
 cos, sin = rope_tables(24, R)  # each [24, 16]: a row per position
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 4, figsize=(9.5, 2.9))
 turn = torch.linspace(0, 2 * math.pi, 100)
 for ax, j in zip(axes, (0, 2, 4, 8)):
@@ -195,6 +199,7 @@ for start in (0, 100, 400):
     turned_q = rope(q.expand(41, R), *at_q)
     curves[start] = (turned_q @ rope(k, *at_k)[0], turned_q @ k[0])
 
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.2), sharey=True)
 for start, mark in zip(curves, ("o", "x", "+")):
     for ax, score in zip(axes, curves[start]):
@@ -254,6 +259,8 @@ eye = torch.eye(T).expand(1, 1, T, T)
 weights = causal_attention(q, k, eye)[0, 0]  # averaging one-hot values
 scores = (q @ k.transpose(-1, -2) / math.sqrt(R))[0, 0]
 allowed = torch.ones(T, T).tril()
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 3, figsize=(9.5, 3.2))
 panels = (("what may be seen", allowed, "Greys"),
           ("scores q · k / √d", scores, "PuOr"),
@@ -308,6 +315,8 @@ def reach(attend, t=5):
 torch.manual_seed(2)
 variants = {"yours": causal_attention, "no mask": leaky_attention,
             "mask one step late": off_by_one_attention}
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.6), sharey=True)
 for ax, (name, attend) in zip(axes, variants.items()):
     size = reach(attend)
@@ -335,6 +344,8 @@ viz.show(fig, alt="Gradient of output 5 by input position. Yours: nonzero "
 
 # %%
 z = torch.linspace(-6, 6, 200)
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 3))
 axes[0].plot(z, F.silu(z), lw=2, label="SiLU")
 axes[0].plot(z, F.relu(z), "--", label="ReLU")
@@ -580,6 +591,7 @@ v3[fall] = 2.2e-5 + 0.5 * (2.2e-4 - 2.2e-5) * (
 v3[(t >= 14.3) & (t < 14.633)] = 2.2e-5
 v3[t >= 14.633] = 7.3e-6
 
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 2.8))
 axes[0].plot([plan.lr_at(s) for s in range(plan.steps)], lw=2)
 axes[0].set(title="this notebook", xlabel="training step",
@@ -613,7 +625,7 @@ honest, leaky = new_run(causal_attention), new_run(leaky_attention)
 for run in (honest, leaky):
     run.fit(until=SHORT)
 
-# %%
+# %% tags=["fold"]
 def loss_axes(last, names):
     """Axes with a logarithmic loss and the marks of section 2.0."""
     fig, ax = plt.subplots(figsize=(8.2, 4))
@@ -698,7 +710,7 @@ print("started within 0.1 of ln V:", abs(start_loss - math.log(V)) < 0.1)
 print("ends within the band:", 0 < final - floor < BAND)
 print("the cheat is below the floor:", below < floor)
 
-# %%
+# %% tags=["fold"]
 fig, ax = loss_axes(STEPS, MARKS)
 ax.plot(history.steps, history.train_loss, lw=0.8, alpha=0.6,
         color=viz.COLORS["train"], label="training")
@@ -735,6 +747,8 @@ def domain_loss(name, n=24):
 
 
 by_domain = {name: domain_loss(name) for name in DOMAINS}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 2.9))
 for row, (name, (nats, low)) in enumerate(by_domain.items()):
     first = row == 0
@@ -814,7 +828,7 @@ with torch.no_grad():
 order = next_logits.argsort(descending=True)[:12]
 names = [repr(tok.decode([i])) for i in order.tolist()]
 
-
+# %% tags=["fold"]
 def bars(ax, temperature, top_p):
     probs = next_token_probs(next_logits, temperature, top_p)
     ax.bar(range(12), probs[order], color=viz.COLORS["ours"])
@@ -872,7 +886,7 @@ from minids3.sim import bill
 
 bill.show(upto="02")
 
-# %%
+# %% tags=["fold"]
 fig = bill.figure(upto="02")
 viz.show(fig, alt="Bars of H800 GPU-hours on a log axis: the dense 671B "
          "model at about 43 million hours, by 6ND and counted, and a "

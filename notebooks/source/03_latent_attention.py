@@ -57,6 +57,8 @@ print(f"users in 40 GB:  {BUDGET // mha:.0f}")
 kept = {"keys and values, 128 heads": (2 * 128 * 128, "baseline"),
         "the vector they came from": (7168, "muted"),
         "latent and rotary key": (512 + 64, "ours")}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 2.2))
 for row, (name, (width, role)) in enumerate(kept.items()):
     ax.barh(row, width, color=viz.COLORS[role], height=0.6)
@@ -135,6 +137,7 @@ for factor in loudness:
     yours.append(c_kv.square().mean().sqrt().item())
     together.append(both[..., :C].square().mean().sqrt().item())
 
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(6.6, 2.7))
 ax.plot(loudness, yours, "o-", label="norm on the latent alone")
 ax.plot(loudness, together, "s--", color=viz.COLORS["control"],
@@ -203,6 +206,8 @@ one_q, one_k = torch.randn(1, R), torch.randn(1, R)
 tables = rope_tables(S, R)
 position = (rope(one_q.expand(S, R), *tables)
             @ rope(one_k.expand(S, R), *tables).T) / math.sqrt(R)
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 3, figsize=(9.6, 3.3))
 panels = (("content: q_nope · W_UK c_kv", content),
           ("position: q_rope · k_rope", position),
@@ -314,7 +319,7 @@ for name, n_bytes in per_token.items():
     print(f"{name:22}{n_bytes:>10,} bytes a token  {n_bytes / mla:6.2f}x")
 print(f"MLA is as small as GQA with {576 / (2 * 128):.2f} heads of 128")
 
-# %%
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 2.7))
 roles = ["baseline", "baseline", "published", "published", "ours"]
 ax.barh(range(5), [b / 1000 for b in per_token.values()], height=0.6,
@@ -482,6 +487,7 @@ for distance in range(LAST + 1):
     true = (q * keys).sum(-1) + rotary
     outside.append(error(true, plain + rotary))
 
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.2, 3.6))
 for (chosen, errors), mark in zip(inside.items(), ("s", "^")):
     ax.semilogy(gaps_at, errors, mark + "-", ms=4, lw=1,
@@ -542,6 +548,7 @@ for name, layer_sizes in SIZES.items():
         difference = (pair[0] - pair[1]).norm() / pair[0].norm()
         broken[name].append(difference.item())
 
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.6, 3))
 for row, name in enumerate(SIZES):
     for values, role, mark in ((gaps, "ours", "o"),
@@ -592,6 +599,8 @@ print("position inside, all 20 layers above 0.3:  ", low > 0.3)
 # %%
 V3_SIZES = (128, 128, 64, 128, 512)  # H, dn, R, dv, C
 lengths = np.unique(np.geomspace(1, 16384, 60).astype(int))
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.4, 3.3), sharey=True)
 cases = (("one new token, T = 1", lambda s: 1, "tokens in the cache, S"),
          ("a whole prompt, T = S", lambda s: s, "tokens in the prompt"))
@@ -742,6 +751,8 @@ for name, model in models.items():
 
 # %%
 floor = entropy_floor(valid_split)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.2, 3.7))
 for (name, h), role in zip(history.items(), ("baseline", "ours")):
     ax.plot(h.steps, h.train_loss, lw=1.5, color=viz.COLORS[role],
@@ -799,6 +810,7 @@ cached = torch.cat(steps, 1)
 apart = (cached - whole).abs().amax(-1)[0]
 same_word = (cached.argmax(-1) == whole.argmax(-1)).all().item()
 
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 2.6))
 ax.semilogy(whole.abs().amax(-1)[0], color=viz.COLORS["muted"], ls=":",
             label="largest logit")
@@ -842,7 +854,7 @@ def users(kind, context, gigabytes=40, heads=128, kv_heads=8, latent=512,
     one = cache_bytes(kind, 61, heads, kv_heads, 128, latent, 64, size)
     return int(gigabytes * 1e9 // (one * context))
 
-
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.8, 3.4))
 for kind, role, mark in (("mha", "baseline", "s"),
                          ("gqa", "published", "^"), ("mla", "ours", "o")):

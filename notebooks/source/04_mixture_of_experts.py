@@ -126,7 +126,7 @@ def cost(cfg):
     """Training FLOPs per token, attention over 3 tokens included."""
     return flops.training_flops_per_token(cfg, 3)
 
-
+# %% tags=["fold"]
 def draw_known(names):
     fig, ax = plt.subplots(figsize=(7.4, 3.5))
     for name in names:
@@ -218,6 +218,8 @@ logits = torch.tensor([0.0, 1.2, 0.6, 0.1, -0.3, -0.8, -1.4, -2.0])
 push = torch.linspace(-4, 4, 81)
 moved = logits.expand(81, 8).clone()
 moved[:, 0] = push
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.2, 2.9), sharey=True)
 panels = ((axes[0], moved.softmax(-1), "softmax: rivals"),
           (axes[1], moved.sigmoid(), "sigmoid: on its own"))
@@ -272,6 +274,8 @@ def leaky_gate(x, weight, bias, top_k, scale):
 
 biases = torch.linspace(-0.6, 0.6, 121)
 token, eye = logits[None], torch.eye(8)  # the scores are sigmoid(logits)
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.2, 2.9), sharey=True)
 for ax, rule, title in ((axes[0], moe_gate, "yours: a switch"),
                         (axes[1], leaky_gate, "leaky: a dial")):
@@ -341,7 +345,7 @@ picks = {name: moe_gate(wide, torch.eye(E), bias, K, 2.5)[1]
 def nodes_used(indices):
     return F.one_hot(indices // 32, 8).amax(1).sum(1)
 
-
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 3, figsize=(10, 3),
                          gridspec_kw={"width_ratios": [1, 1, 0.9]})
 for ax, (name, indices) in zip(axes, picks.items()):
@@ -413,6 +417,8 @@ for name, nodes in mean.items():
 torch.manual_seed(5)
 few = torch.tensor([0, 1, 3, 4])[torch.rand(10, 4).argsort(-1)[:, :2]]
 order, inverse, counts = plan_dispatch(few, 5)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(9.6, 2.9))
 sides = ((1, few.flatten(), range(20)), (0, few.flatten()[order], order))
 for y, experts, pairs in sides:
@@ -593,7 +599,7 @@ def with_experts(gate):
 for name, gate in (("experts", MyGate), ("dice", Dice)):
     learn(name, with_experts(gate))
 
-# %%
+# %% tags=["fold"]
 fig = draw_known(STYLE)
 final = {name: 100 * curve[-1] for name, curve in curves.items()}
 viz.show(fig, alt="Share of facts known by training step; at the end: "
@@ -673,6 +679,8 @@ told = {name: (bits_told(label), bits_told(label[mix]))
 
 by_ask = torch.stack([used[ask == q].mean(0) for q in range(4)])
 column = (by_ask.argmax(0) * 10 - by_ask.amax(0)).argsort()
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.9),
                          gridspec_kw={"width_ratios": [2, 1]})
 axes[0].imshow(used[:24][:, column], cmap="Blues", aspect="auto", vmin=0)
@@ -781,6 +789,8 @@ parts = {p.name: p for p in parameters.components(v3)}
 routed = parts["routed expert"]
 rest = [p for p in parts.values() if p is not routed]
 n_rest = sum(p.total for p in rest)
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(10, 4.2),
                          gridspec_kw={"width_ratios": [1, 1.05]})
 ax, side = axes
@@ -843,7 +853,7 @@ def design(experts, top_k, shared):
     teams = math.comb(experts, top_k)
     return total, active, f"{teams:,}" if teams < 1e6 else f"{teams:.2g}"
 
-
+# %% tags=["fold"]
 def draw_design(ax, experts, top_k, shared):
     total, active, teams = design(experts, top_k, shared)
     ax.barh([1, 0], [total / 1e9, active / 1e9], 0.55,
@@ -910,7 +920,7 @@ from minids3.sim import bill
 
 bill.show(upto="04")
 
-# %%
+# %% tags=["fold"]
 fig = bill.figure(upto="04")
 line = bill.line_04()
 viz.show(fig, alt="Bars of H800 GPU-hours on a log axis: dense by 6ND and "

@@ -118,6 +118,8 @@ def load_bars(load, title):
 wild_loss, wild_load = measure(wild.model)
 relative = wild_load / wild_load.double().mean(-1, keepdim=True)
 idle = int((relative < 0.1).sum())
+
+# %% tags=["fold"]
 viz.show(load_bars(wild_load, "no balancing"), dpi=90,
          alt=f"Load of 16 experts in two layers after {STEPS} steps "
          f"without balancing, in multiples of the mean: the fullest have "
@@ -177,6 +179,7 @@ chosen = torch.stack([log[g].indices.flatten(0, 1) for g in GATES])
 print("MaxVio of layers 1 and 2 on one batch:",
       [round(v, 2) for v in layer_violation(chosen, E).tolist()])
 
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.8, 3.1), width_ratios=(1.5, 1))
 late = wild.loads[-20:, 1].sum(0).argsort(descending=True)
 shown = axes[0].imshow(wild.loads[:, 1, late].T / (BATCH * SEQ * K / E),
@@ -231,6 +234,8 @@ def norm_of(loss):
 
 pull = norm_of(balance) / norm_of(language)
 tried = (0.001, 0.01, 0.1, 1.0, 5.0)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7, 2.6))
 ax.bar([str(w) for w in tried], [w * pull for w in tried],
        color=viz.COLORS["baseline"], width=0.6)
@@ -338,6 +343,7 @@ def by_bias(speed):
 steered = train("bias, speed 0.01", by_bias(0.01))
 steered_loss, steered_load = measure(steered.model)
 
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 3, figsize=(10, 3))
 colors = plt.cm.viridis(np.linspace(0, 0.95, E))
 order = steered.biases[-1, 1].argsort()
@@ -388,6 +394,8 @@ SHORT = 60
 speeds = {0.001: train("speed 0.001", by_bias(0.001), until=SHORT),
           0.01: steered,
           0.1: train("speed 0.1", by_bias(0.1), until=SHORT)}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.6, 3))
 for speed, run in speeds.items():
     curve = violation_of(run.loads[:SHORT]).mean(-1)
@@ -490,7 +498,7 @@ for name, row in rows.items():
 # Four runs, same seed, same batches. Right means worse at language, up
 # means less even. **Predict** where each of them lies before you look.
 
-# %%
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 3.7))
 looks = {"no balancing": ("control", "X"),
          "auxiliary loss": ("baseline", "s"),
@@ -555,6 +563,8 @@ def backwards(bias, load, step):
 
 
 wrong = train("wrong sign", backwards, until=60)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.6, 2.8))
 for run, name, role in ((wrong, "wrong sign", "control"),
                         (wild, "no balancing", "muted"),
@@ -615,6 +625,8 @@ lines = {}
 for name, kind in (("Gate", Gate), ("LeakyGate", LeakyGate)):
     lines[name] = [measure(shifted(steered.model, kind, s), n=4)[0]
                    for s in shifts]
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.2, 2.8))
 for (name, line), role in zip(reversed(lines.items()),
                               ("control", "ours")):
@@ -665,6 +677,8 @@ def by_domain(model, n=4):
 
 maps = {name: by_domain(run.model) for name, (run, _, _) in RUNS.items()}
 shown_runs = ("auxiliary loss", "bias")
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(2, 2, figsize=(10, 4.1), sharey=True)
 for row, name in zip(axes, shown_runs):
     for ax, load, layer in zip(row, maps[name].double(), (1, 2)):
@@ -717,6 +731,8 @@ bits = {name: [information(m) for m in loads]
 mixed = torch.stack([measure(steered.model, Every4th(i), 4)[1]
                      for i in range(4)], 1)
 bits["control: mixed groups"] = [information(m) for m in mixed]
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 2.9))
 for row, (name, pair) in enumerate(bits.items()):
     role = looks.get(name, ("muted", ""))[0]
@@ -759,6 +775,8 @@ print("mixed groups tell next to nothing:",
 tasks = ["BBH", "MMLU", "HumanEval", "GSM8K", "MATH"]
 small = [39.3 - 37.3, 51.8 - 51.0, 22.6 - 22.0, 29.6 - 27.1, 11.1 - 10.9]
 large = [67.9 - 66.7, 67.2 - 68.3, 46.3 - 40.2, 74.5 - 70.7, 39.6 - 37.2]
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.1), width_ratios=(1, 1.7))
 for offset, values, name, role in (
         (-0.19, (0.72, 0.52), "auxiliary loss", "baseline"),
@@ -826,7 +844,7 @@ def simulate(speed, skew, steps=150, tokens=256):
         biases.append(bias)
     return torch.stack(loads), torch.stack(biases)
 
-
+# %% tags=["fold"]
 def draw_simulation(axes, speed, skew):
     loads, biases = simulate(speed, skew)
     colors = plt.cm.viridis(np.linspace(0.95, 0, E))
@@ -891,7 +909,7 @@ for name, vio in VIOLATIONS.items():
     print(f"{name:20} MaxVio {vio}: "
           f"{imbalance_gpu_hours(vio) / 1e3:4.0f}K hours of waiting")
 
-# %%
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 2.4))
 extra = [imbalance_gpu_hours(v) / 1e6 for v in VIOLATIONS.values()]
 names = [f"{n} ({v})" for n, v in VIOLATIONS.items()]

@@ -114,7 +114,7 @@ for gap in (1, 2, 3):
 # of position i, which is all the main model understood so far, and the
 # **embedding of token i+1**.
 
-# %%
+# %% tags=["fold"]
 def box(ax, x, y, text, color, h=0.5):
     ax.add_patch(plt.Rectangle((x - 0.39, y - h / 2), 0.78, h, fc=color,
                                ec=viz.COLORS["ink"], lw=0.8))
@@ -226,6 +226,7 @@ with torch.no_grad():
     sizes["after final norm"] = rms_norm(
         x, chat.norm.weight).square().mean().sqrt().item()
 
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.4, 2.5))
 colors = ([viz.COLORS["baseline"]] + [viz.COLORS["ours"]] * 4
           + [viz.COLORS["floor"]])
@@ -408,6 +409,8 @@ loud = cfg.replace(initializer_range=0.1)
 seeing, blind = MyModel(loud), MyModel(loud, blind=True)
 panels = ((seeing, 0, "main model"), (seeing, 1, "MTP module"),
           (blind, 1, "control: blind module"))
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.7))
 for ax, (model, depth, name) in zip(axes, panels):
     size = reach(model, depth)
@@ -579,7 +582,7 @@ for name in RUNS:
 def smooth(values, n=9):
     return np.convolve(values, np.ones(n) / n, mode="valid")
 
-
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.5), sharey=True)
 for name, role in RUNS.items():
     history = runs[name].history
@@ -722,6 +725,8 @@ print("and fewer of its drafts stand:",
 # %%
 by_domain = {name: acceptance_by_domain(runs[name].model, valid_split)
              for name in ahead}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 3.2))
 for shift, name in ((-0.19, "MTP"), (0.19, "blind")):
     for row, domain in enumerate(DOMAINS):
@@ -825,6 +830,7 @@ for domain in DOMAINS:
             count[kind] += 1
     tally[domain] = (count, steps)
 
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 2.6))
 kinds = (("stood", "ours", "draft that stood"),
          ("fell", "control", "draft that fell"),
@@ -879,6 +885,8 @@ ABLATION = {  # without -> with, TR table 4
     "228.7B, 540B tokens": ((.658, 70.0, 67.5, 44.5, 72.3, 38.6),
                             (.657, 70.7, 66.6, 53.7, 74.0, 39.8)),
 }
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 2.9), sharey=True)
 words = []
 for ax, (size, (off, on)) in zip(axes, ABLATION.items()):
@@ -943,7 +951,7 @@ for p in (0.85, 0.90):
           f" with c = {added:.1%} the speed-up is "
           f"{(1 + p) / (1 + added):.2f}")
 
-
+# %% tags=["fold"]
 def speedup(ax, cost, mark=None):
     p = np.linspace(0, 1, 50)
     (line,) = ax.plot(p, (1 + p) / (1 + cost))

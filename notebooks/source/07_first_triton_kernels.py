@@ -124,7 +124,7 @@ print(out.tolist())
 # and rounds up. `BLOCK` is a `constexpr`: known when the kernel is
 # compiled, a power of two, and each value makes another kernel.
 
-# %%
+# %% tags=["fold"]
 def draw_tiles(ax, n, BLOCK):
     """Rows are programs, squares their lanes; idle lanes are hatched."""
     programs = -(-n // BLOCK)
@@ -216,7 +216,7 @@ print("every sum is right:", torch.equal(out, x + y))
 print("the neighbour was   ", before[22:].int().tolist())
 print("the neighbour is now", neighbour.int().tolist())
 
-# %%
+# %% tags=["fold"]
 fig, axes = plt.subplots(2, 1, figsize=(8.6, 1.9), sharex=True)
 for ax, name, cells in zip(axes, ("before", "after"), (before, memory)):
     for i, value in enumerate(cells.tolist()):
@@ -322,6 +322,7 @@ jobs = [Spec(label, add_kernel, SIGNATURE, {"BLOCK": 1024}, divisible=d,
 widths = {(spec.name, names[target]): load_widths(result.ptx)
           for spec, target, result in matrix(jobs)}
 
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.6, 2.6))
 for row, gpu in enumerate(GPUS):
     for shift, label, color in ((-0.2, "n = 16 k", viz.COLORS["ours"]),
@@ -430,6 +431,8 @@ for block in row.split(8):
     history.append((m, s))
 
 steps = range(1, len(history) + 1)
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.4, 2.7), width_ratios=(1.5, 1))
 axes[0].plot(row, ".", ms=4, color=viz.COLORS["muted"], label="the row")
 axes[0].step(np.arange(0, 73, 8), [history[0][0], *(h[0] for h in history)],
@@ -508,6 +511,8 @@ pull = torch.tensor([0.35, 1.05])
 hat = two * two.square().mean().rsqrt()
 along = (pull * hat).mean() * hat
 left = pull - along
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(5.2, 3.4))
 turn = torch.linspace(-0.15, 1.9, 80)
 ax.plot(2**0.5 * turn.cos(), 2**0.5 * turn.sin(), ls="--",
@@ -552,6 +557,8 @@ terms = draw.standard_normal(512).astype(np.float32)
 sums = [np.cumsum(draw.permutation(terms), dtype=np.float32)[-1]
         for _ in range(200)]
 exact = terms.astype(np.float64).sum()
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7, 2.4))
 ax.hist((np.array(sums, np.float64) - exact) * 1e6, bins=40,
         color=viz.COLORS["control"])
@@ -686,6 +693,7 @@ bars = {"textbook": (there.total, back.total),
         "the least possible": (2 * x.nbytes, 3 * x.nbytes)}
 bars = {k: [b / x.nbytes for b in v] for k, v in bars.items()}
 
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.8, 2.2))
 for row, (name, (a, b)) in enumerate(bars.items()):
     ax.barh(row, a, 0.6, color=viz.COLORS["ours"],
@@ -774,6 +782,8 @@ POINTS = {
     **{f"product, n = {n}": product(n) for n in (128, 512, 1024, 8192)}}
 balance = h100.bf16_flops / h100.memory_bandwidth
 x_axis = np.geomspace(0.05, 2e4, 200)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.6, 3.7))
 ax.loglog(x_axis, np.minimum(x_axis * h100.memory_bandwidth,
                              h100.bf16_flops) / 1e12,
@@ -821,6 +831,8 @@ from minids3.bench import recorded
 
 record = recorded("kernels")
 timed = [r for r in record["results"] if r["kind"] == "memory"][::-1]
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.6, 4.2))
 for shift, who, role in ((0.2, "ours", "ours"),
                          (-0.2, "torch.compile", "baseline")):
@@ -879,6 +891,8 @@ widths_of = np.arange(2, 8200)
 tiles = 2 ** np.ceil(np.log2(widths_of))
 V3 = {"latent of keys": 512, "latent of queries": 1536, "experts": 2048,
       "hidden": 7168}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.2, 2.7))
 ax.plot(widths_of, (1 - widths_of / tiles) * 100, lw=1,
         color=viz.COLORS["muted"])
@@ -901,7 +915,7 @@ viz.show(fig, dpi=88, alt="Share of idle lanes by row width, a saw between "
 # A long vector is another matter: there `BLOCK` is yours to choose. Here
 # are 100 numbers in tiles of 16 and of 64.
 
-# %%
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.6, 2.6), width_ratios=(1, 1.5))
 for ax, block in zip(axes, (16, 64)):
     idle = draw_tiles(ax, 100, block)

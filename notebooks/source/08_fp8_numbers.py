@@ -78,6 +78,8 @@ def zeroed(read, x):
 
 lost = {kind: [zeroed(cast(x), x) for x in found.values()]
         for kind, found in KINDS.items()}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.5, 2.5))
 for row, (kind, shares) in enumerate(lost.items()):
     spread = np.linspace(-0.25, 0.25, len(shares))
@@ -112,6 +114,7 @@ print("of inputs and weights at most 3 %:",
 # %%
 from minids3.viz.fp8 import byte_figure, byte_toggles, explain
 
+# %% tags=["fold"]
 viz.show(byte_figure(0x3C), dpi=88, alt="The byte 0x3C, bits 0 0111 100: "
          "sign 0, exponent 7, mantissa 4, so " + explain(0x3C) + ". Below, "
          "a line with all positive numbers of E4M3 from 2^-9 to 448.")
@@ -163,6 +166,8 @@ print("and so do their signs, -0 included:", torch.equal(
 
 # %%
 positive = mine[:127].double().numpy()
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.8, 2.7), width_ratios=(1.3, 1))
 axes[0].plot(range(127), positive, ".", ms=3.5, color=viz.COLORS["ours"])
 axes[0].set_yscale("log", base=2)
@@ -210,6 +215,8 @@ for fmt in (E4M3, E5M2, E5M6, BF16, UE8M0):
 
 # %%
 x = torch.logspace(-6, 6, 4000, dtype=torch.float64)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.5, 2.9))
 for fmt, role in ((E5M2, "baseline"), (E4M3, "ours"), (BF16, "floor")):
     error = ((round_to(x, fmt, saturate=True) - x).abs() / x).numpy()
@@ -349,6 +356,8 @@ placed = {"no scale": grad,
 gone = {"no scale": zeroed(cast(grad), grad),
         "one scale": zeroed(per_tensor(grad), grad),
         "a scale per 1 x 128": zeroed(read_tiles(q, scale), grad)}
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 3, figsize=(10, 2.6), sharey=True)
 for ax, (name, x) in zip(axes, placed.items()):
     x = x.flatten().abs()
@@ -453,6 +462,8 @@ def others_error(read, size, seed):
 sweep = {name: np.array([[others_error(read, s, seed) for s in sizes]
                          for seed in range(3)])
          for name, (read, _, _) in CANDIDATES.items()}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.5, 3.3))
 for name, (_, color, dash) in CANDIDATES.items():
     ax.fill_between(sizes, 100 * sweep[name].min(0),
@@ -500,6 +511,8 @@ print("outlier of 1,000: INT8 is lost, E4M3 with one scale is not:",
 draw = torch.Generator().manual_seed(0)
 x = torch.randn(256, 1024, generator=draw)
 x[17, 300] = 1e6
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 3, figsize=(10, 2.7), sharey=True)
 hurt = {}
 for ax, name in zip(axes, ("E4M3, one scale", "E4M3, 128 x 128",
@@ -580,7 +593,7 @@ for name, rule in (("float32 scales", lambda s: s),
           f"{table[name][1]:.2%}   changed by the second rounding "
           f"{table[name][2]:6.1%}")
 
-# %%
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.5, 2.1))
 for row, (name, (once, twice, _)) in enumerate(table.items()):
     ax.barh(row - 0.18, 100 * once, 0.34, color=viz.PALETTE[5],
@@ -682,6 +695,8 @@ for kind in DATA:
             sum_error(limited_sum(p, every), p)
             for p in (products_of(kind, K, seed) for K in lengths)]
             for seed in range(3)])
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9.8, 3), sharey=True)
 for ax, kind in zip(axes, DATA):
     for every, role, name in ((None, "control", "never promoted"),
@@ -729,6 +744,8 @@ print("normal numbers, never promoted: below 0.3 % up to K = 8192:",
 # %%
 p = products_of("positive", 4096, 0, rows=128)
 exact = p.sum(1)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 2.4))
 for every, role, name in ((None, "control", "never promoted"),
                           (1024, "baseline", "every 1,024"),
@@ -770,6 +787,8 @@ one = torch.ones(4096, 1, dtype=torch.float64)
 bits = range(11, 19)
 rule = [100 * sum_error(limited_matmul(p, one, b)[:, 0], p) for b in bits]
 gentle = [100 * sum_error(one_cut(p, b), p) for b in bits]
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.8, 2.9))
 ax.plot(bits, rule, "o-", color=viz.COLORS["control"],
         label="all 33 terms are cut (our rule)")
@@ -799,6 +818,8 @@ viz.show(fig, dpi=88, alt="Error at K = 4096, positive numbers, against "
 # %%
 intervals = [32, 64, 128, 256, 512, 1024, 2048, 4096]
 each = [100 * sum_error(limited_sum(p, n), p) for n in intervals]
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.5, 2.6))
 ax.plot(intervals, each, "o-", color=viz.COLORS["ours"])
 ax.plot([128], [each[2]], "o", ms=10, mfc="none",
@@ -833,6 +854,8 @@ viz.show(fig, dpi=88, alt="Error of sums of 4096 positive products against "
 # %%
 SHOWN = {0x01: "the smallest", 0x07: "the largest subnormal",
          0x7E: "the largest", 0xC5: "an ordinary one"}
+
+# %% tags=["fold"]
 for code, what in SHOWN.items():
     viz.show(byte_figure(code), dpi=66, alt=f"{what}: the bits of "
              f"{code:#04x}, {code:08b}, and {explain(code)}.")
@@ -867,7 +890,7 @@ print(f"products in FP8: {share:.1%} of the FLOPs")
 print(f"twice as fast there: at most {speed_limit(share, 2):.2f} times "
       "as fast in all")
 
-# %%
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 1.9))
 rest = 100 * (1 - share)
 for row, (part, what) in enumerate(((100 * share, "BF16"),

@@ -44,6 +44,8 @@ widen = numbers * (1 + 2) / H100.memory_bandwidth  # read 8, write 16 bits
 ways = {"multiply in BF16": (0, bf16),
         "widen FP8, then BF16": (widen, bf16),
         "multiply in FP8": (0, fp8)}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.6, 2.1))
 for row, (name, (first, second)) in enumerate(ways.items()):
     ax.barh(row, 1e3 * first, 0.55, color=viz.COLORS["control"])
@@ -78,7 +80,7 @@ print("peaks and bandwidth:", H100.source("fp8_flops"))
 # outside of the inner sum. From one stretch to the next they change, so
 # they can wait **no longer than that**.
 
-# %%
+# %% tags=["fold"]
 def layout_figure():
     draw = torch.Generator().manual_seed(4)
     fig, axes = plt.subplots(1, 3, figsize=(9.6, 2.9),
@@ -183,7 +185,7 @@ x[2] *= 1e-4
 again = read(*quantise(x))
 off = ((again - x).abs() / x.abs()).clamp(1e-4)
 
-# %%
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 3, figsize=(10, 2.6), sharey=True)
 titles = ("an ordinary token", "one number of 300,000", "a token of 0.0001")
 for ax, row, title in zip(axes, off, titles):
@@ -398,6 +400,8 @@ print("T4:   decoded, no tensor cores:",
 shown = {"128 x 128,\n4 warps": compiled["4 warps", "sm_90"],
          "128 x 128,\n8 warps": compiled["fp8_gemm", "sm_90"],
          "128 x 256,\n8 warps": compiled["128 x 256", "sm_90"]}
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(9, 2.7))
 for ax, values, name in (
         (axes[0], [r.registers for r in shown.values()],
@@ -513,6 +517,8 @@ def three_products(m=300, n=200, k=260, seed=0):
 
 
 found = three_products()
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(6.4, 1.9))
 bars = ax.barh(list(found), [100 * e for e in found.values()], 0.55,
                color=viz.COLORS["ours"])
@@ -610,6 +616,8 @@ dots = {k: error(multiply(quantise(x), quantise_weight(w), gemm_kernel),
 # %%
 LOOKS = {"tensor": "control", "row": "baseline",
          "1 x 128 and 128 x 128": "ours", "BF16": "floor"}
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.3), sharey=True)
 for ax, table in zip(axes, (by_length, by_spread)):
     for name, role in LOOKS.items():
@@ -713,7 +721,7 @@ for k in (128, 256, 512, 1024, 2048):
     behind = "  ".join(f"{after[p, k][1]:8.1%}" for p in (0, 1, 4))
     print(f"{k:5}  {after[4, k][0]:7.1%}  {behind}")
 
-# %%
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.2, 2.9))
 lengths = (128, 256, 512, 1024, 2048)
 for spread, style in ((0, ":"), (1, "--"), (4, "-")):
@@ -782,7 +790,7 @@ def fetched(group):
         found.append(strips * 128 * 128 / 1024)
     return float(np.mean(found))
 
-
+# %% tags=["fold"]
 def draw_order(group, axes):
     axes[0].imshow(order(group) // AT_ONCE % 2 + 2 * (
         order(group) < AT_ONCE), cmap="cividis", aspect="auto")
@@ -839,6 +847,8 @@ record = recorded("kernels")
 rows = [r for r in record["results"] if r["name"].startswith("FP8 GEMM")]
 LOOKS = {"cuBLAS BF16": "baseline", "ours": "ours",
          "torch scaled_mm": "published"}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.6, 3))
 for i, (who, role) in enumerate(LOOKS.items()):
     bars = ax.bar(np.arange(len(rows)) + 0.27 * (i - 1),

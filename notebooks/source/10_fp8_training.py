@@ -70,6 +70,7 @@ flow = torch.cat([dy.flatten() for _, dy in heard.values()])
 flow = flow[flow != 0]
 alive = (flow.to(torch.float8_e4m3fn).float() != 0).float().mean().item()
 
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 2.9))
 counts, edges = np.histogram(flow.abs().log2().numpy(), bins=80)
 ax.stairs(counts / counts.sum() * 100, edges, fill=True,
@@ -125,6 +126,8 @@ rows = [
      (3, 2), (1, 1), "W [N, K]", green),
     ("wgrad: sums over M", (1, 2), (1, THIN), "dyᵀ [N, M]", orange,
      (3, 1), (THIN, 1), "x [M, K]", blue)]
+
+# %% tags=["fold"]
 fig, axes = plt.subplots(1, 3, figsize=(10, 2.9))
 for ax, (title, s1, t1, n1, c1, s2, t2, n2, c2) in zip(axes, rows):
     draw_tiles(ax, (0, 0), s1, t1, n1, c1)
@@ -314,6 +317,8 @@ for name, (a, dy) in heard.items():
     for key, results in (("your layer", yours), ("plain cast", cast)):
         found[key].append([error(r, t) for r, t in zip(results, truth)])
 means = {key: np.mean(rows, 0) * 100 for key, rows in found.items()}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.2, 2.8))
 for offset, (key, role) in zip((-0.19, 0.19), (("your layer", "ours"),
                                                ("plain cast", "control"))):
@@ -377,6 +382,8 @@ recipes = {
 }
 wrong = {n: error(gradient(r, 0), exact) for n, r in recipes.items()}
 wrong["exact, but another batch"] = error(gradient(None, 1), exact)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.4, 3))
 for row, (name, value) in enumerate(wrong.items()):
     role = ("floor" if "batch" in name else "baseline" if name == "BF16"
@@ -427,6 +434,8 @@ def with_outlier(factor, block, width=256):
 
 
 factors = 2.0 ** np.arange(0, 21, 2)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.6, 2.9))
 curves = {}
 for name, (block, role) in CHOICES.items():
@@ -477,6 +486,8 @@ for name, logits in {
                  ).bfloat16(),
         "FP8": fp8_forward(tokens, gate)[0]}.items():
     moved[name] = (chosen(logits) != right).any(-1).float().mean().item()
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.2, 1.9))
 bars = ax.barh(list(moved), [v * 100 for v in moved.values()], 0.6,
                color=[viz.COLORS[r] for r in ("floor", "baseline", "ours")])
@@ -559,6 +570,8 @@ def bf16(t):
 
 
 rates = np.logspace(-6, -2, 13)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.6, 2.9))
 lost = {}
 for name, store, role in (("E4M3", e4m3, "control"),
@@ -600,7 +613,7 @@ def second_moment(beta2, steps=4000, store=bf16):
         path.append(v.item())
     return path
 
-
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.6, 2.7))
 ends = {}
 for beta2, color in ((0.95, viz.COLORS["ours"]),
@@ -697,6 +710,8 @@ looks = {"BF16": ("baseline", "-"), "your FP8": ("ours", "--"),
          "FP8 without scales": ("control", "-")}
 valid = PackedBatches(valid_split, 16, 128, shuffle=False)
 final = {n: evaluate(run.model, valid, 6) for n, run in runs.items()}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 3.1))
 for name, run in runs.items():
     role, style = looks[name]
@@ -751,6 +766,8 @@ record = recorded("fp8")
 NAMES = ("fp32", "fp8", "per tensor", "block gradients", "no promotion",
          "no master", "no scales")
 gap_of = {n: gaps(record["runs"], n) for n in NAMES}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.4, 3.1))
 ax.axvspan(-0.25, 0.25, color=viz.COLORS["floor"], alpha=0.18)
 for row, (name, values) in enumerate(gap_of.items()):
@@ -831,7 +848,7 @@ def quiet(size, ratio):
              "per tile": dequantize(*quantize(g, TILE), TILE)}
     return {n: error(r[:, 128:], g[:, 128:]) for n, r in kinds.items()}
 
-
+# %% tags=["fold"]
 def draw_quiet(ax, size, ratio):
     errors = quiet(size, ratio)
     bars = ax.bar(list(errors), [v * 100 for v in errors.values()], 0.6,
@@ -878,6 +895,8 @@ print(f"in FP8: {share:.1%} of the FLOPs; "
 
 # %%
 shares = np.linspace(0, 1, 101)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.2, 2.6))
 ax.plot(shares * 100, [speedup(s) for s in shares],
         color=viz.COLORS["muted"])

@@ -103,6 +103,8 @@ def load_figure(counts, title):
 
 
 wide = torch.bincount(route(4096, E, K).flatten(), minlength=E)
+
+# %% tags=["fold"]
 viz.show(load_figure(wide, "4,096 tokens, 8 of 256 experts each"), dpi=88,
          alt="Rows per expert, sorted: the fullest of 256 experts has "
          f"{wide.max()} rows, the emptiest {wide.min()}, the mean is 128.")
@@ -149,6 +151,8 @@ def layout_figure(counts, block):
 
 few = torch.bincount(route(64, 8, 2, skew=1.0, seed=3).flatten(),
                      minlength=8)
+
+# %% tags=["fold"]
 fig, idle = layout_figure(few, 16)
 viz.show(fig, dpi=88, alt="Two panels of eight experts' rows "
          f"{few.tolist()}. Left, padded to the fullest: "
@@ -207,6 +211,8 @@ for skew in SKEWS:
         idle[f"tiles of {block}"].append(1 - len(flat) / (used * block))
         if block == 128:
             spare.append(programs - used)
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.4, 3.1))
 looks = (("X-", "control"), ("o-", "ours"), ("s-", "train"),
          ("^-", "floor"))
@@ -325,6 +331,8 @@ def map_figure(counts, tiles, block):
 few[5] = 0  # and nobody likes expert 5
 tiles = tile_map(few.to(device), int(few.sum()), 16).cpu()
 surplus = int((tiles[:, 0] < 0).sum())
+
+# %% tags=["fold"]
 viz.show(map_figure(few, tiles, 16), dpi=88, alt=f"Programs 0 to "
          f"{len(tiles) - 1} as bars over the rows of eight experts, "
          f"{few.tolist()} rows. Each bar lies within one expert; its idle "
@@ -425,6 +433,8 @@ norms = want.norm(dim=1)
 per_row = [((got.double() - want).norm(dim=1) / norms).cpu()
            for got in (y, mixed)]
 wrong = per_row[1] > 1e-3
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(9, 2.9))
 edges = [0, *ragged.cumsum(0).tolist()]
 for e, n in enumerate(ragged.tolist()):
@@ -505,6 +515,8 @@ trips = {"two kernels": (("SwiGLU reads", 4), ("writes", 2),
                          ("quantise reads", 2), ("writes", CODES)),
          "fused": (("reads", 4), ("writes", CODES))}
 total = {name: sum(b for _, b in steps) for name, steps in trips.items()}
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.4, 1.9))
 for row, (name, steps) in enumerate(trips.items()):
     left = 0
@@ -755,6 +767,8 @@ for n_experts in crowd:
     experts_grouped(*(t.to(device) for t in (
         torch.randn(32, 8), chosen, torch.rand(32, 2), u, d)))
     tally["grouped"].append(len(launched))
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 3))
 for name, mark, role in (("loop", "X-", "control"),
                          ("grouped", "o-", "ours")):
@@ -841,6 +855,8 @@ for r in record["results"]:
 LOOKS = {"loop of cuBLAS products": "muted", "torch grouped_mm": "baseline",
          "ours, BF16": "ours", "ours, FP8": "published"}
 sizes = ("8 experts", "32 experts")
+
+# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.4, 3))
 for i, (who, role) in enumerate(LOOKS.items()):
     bars = ax.bar(np.arange(2) + 0.2 * (i - 1.5),
@@ -876,7 +892,7 @@ for r in record["results"]:
 # rows is fetched eight times as often as for 128. First three situations
 # side by side, then sliders.
 
-# %%
+# %% tags=["fold"]
 def situation(ax, experts, tokens, skew, block):
     flat = route(tokens, experts, min(8, experts), skew).flatten()
     load = torch.bincount(flat, minlength=experts)
