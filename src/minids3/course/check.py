@@ -7,6 +7,7 @@ in the notebook's namespace, so that no later cell does.
 
 from __future__ import annotations
 
+import itertools
 import os
 import textwrap
 from collections.abc import Callable
@@ -78,14 +79,17 @@ def format_report(exercise: Exercise, report: Report) -> str:
     """Return the checklist as text; the same for the same answers."""
     lines = [f"{report.id}   {report.passed} of {len(report.items)}"]
     told = False
-    for item in report.items:
-        if item.status == "ok":
-            lines.append(f"  ok    {item.label}")
-        elif item.status == "not reached":
-            lines.append(f"  no    {item.label} (not reached)")
-        else:
-            text = f"{item.label}: {item.reason}" if item.reason else item.label
-            lines += _wrap("  no    ", text)
+    for status, group in itertools.groupby(report.items, key=lambda item: item.status):
+        items = list(group)
+        if status == "not reached":
+            what = items[0].label if len(items) == 1 else f"{len(items)} more items"
+            lines.append(f"  ..    {what} (not reached)")
+            continue
+        for item in items:
+            if status == "ok":
+                lines.append(f"  ok    {item.label}")
+                continue
+            lines += _wrap("  no    ", f"{item.label}: {item.reason or 'it is not so'}")
             if report.diagnosis and not told:
                 lines += _wrap("        ", report.diagnosis)
                 told = True

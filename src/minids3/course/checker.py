@@ -3,8 +3,9 @@
 A check is an ordinary function of one argument, the ``Checker``. It makes inputs from the
 checker's seeded generator, calls the reader's function only through ``call``, ``grad`` and
 ``raises``, and states properties. Each statement is an item with a label; labels must not depend
-on what the reader's function returned, so that everybody sees the same list. The first failure
-ends the check (or the ``part`` it is in); items after it are "not reached".
+on what the reader's function returned, so that everybody sees the same list. A call that fails, or
+a result of another form than expected, ends the check (or the ``part`` it is in); items after it
+are "not reached". Wrong numbers end nothing: what is stated about them next may say why.
 
 Seed 0 is what readers see. Other seeds draw other inputs and, through ``size``, other shapes.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,12 +27,14 @@ from minids3.course.compare import (
     describe,
     difference,
     dtype_name,
+    same_form,
     shape_text,
     snapshot,
     tensor_difference,
     unchanged,
 )
 from minids3.course.launching import Guarded, launch
+from minids3.kernels.watch import OutOfBounds
 
 __all__ = ["Checker", "Item", "Stop", "short"]
 
@@ -43,6 +47,8 @@ class Item:
     status: str
     reason: str = ""
     outputs: int = 0  # how many outputs had been recorded when this item was decided
+    part: int = 0  # number of the part it is in; 0 is what is in none
+    begin: int = 0  # how many outputs had been recorded when its part began
 
 
 class Stop(Exception):
@@ -53,9 +59,18 @@ class Checker:
     """What a check gets: seeded inputs, calls to the reader's function, and statements."""
 
     def __init__(
-        self, id: str, fn: Callable[..., Any], seed: int = 0, labels: list[str] | None = None
+        self,
+        id: str,
+        fn: Callable[..., Any],
+        seed: int = 0,
+        labels: list[str] | None = None,
+        after: dict[int, Any] | None = None,
     ) -> None:
-        """Check ``fn`` for exercise ``id``; ``labels`` are those of the solution's run."""
+        """Check ``fn`` for exercise ``id``.
+
+        ``labels`` are those of the solution's run, and ``after`` is where its random numbers were
+        after each part: a part that fails early leaves the next one's inputs as they were.
+        """
         self.id = id
         self.seed = seed
         self.items: list[Item] = []
@@ -63,6 +78,10 @@ class Checker:
         self.stub = False
         self._fn = fn
         self._labels = labels
+        self.after: dict[int, Any] = {}
+        self._given_after = after or {}
+        self._part = self._parts = self._begin = 0
+        self._idle = False  # whether a kernel's masked load left lanes undefined
         key = zlib.crc32(f"{id}:{seed}".encode())
         self._generator = torch.Generator().manual_seed(key)
         self._random = random.Random(key)
@@ -93,8 +112,6 @@ class Checker:
         self, *shape: int, dtype: torch.dtype = torch.float32, fill: float | None = None
     ) -> Guarded:
         """Make an output for a kernel: poisoned (NaN, or 85), inside margins that are watched."""
-        if fill is None:
-            fill = float("nan") if dtype.is_floating_point else 85
         return Guarded(shape, dtype, fill)
 
     # calling the reader's function -------------------------------------------------------------
@@ -114,7 +131,7 @@ class Checker:
             reason = str(error) or "still a stub. Write its body, then run both cells again"
             raise _Failure(reason) from None
         except (Exception, SystemExit) as error:
-            self.outputs.append(("raised", type(error).__name__))
+            self.outputs.append(_raised(error))
             raise _Failure(_exception_text(error, self._fn)) from error
         if before is not None and not unchanged(before, (args, kwargs)):
             self.outputs.append(("modified", snapshot(out)))
@@ -143,7 +160,10 @@ class Checker:
             out = self._guarded(args, kwargs, inplace)
             if out is None and not allow_none:
                 self.outputs.append(None)
-                raise _Failure("it returned None. Did you forget 'return'?")
+                raise _Failure(
+                    "it returned None. Did you forget 'return'? Every way through the "
+                    "function needs one"
+                )
             self.outputs.append(snapshot(out))
             if returns is not None and not (isinstance(out, tuple | list) and len(out) == returns):
                 raise _Failure(f"it returned {describe(out)}, expected {returns} values")
@@ -155,9 +175,9 @@ class Checker:
 
     def _launch(
         self, grid: Sequence[int], args: tuple[Any, ...], constexprs: dict[str, Any]
-    ) -> None:
+    ) -> bool:
         """Run the function as a kernel; a grader that keeps it elsewhere overrides this."""
-        launch(self._fn, grid, args, constexprs)
+        return launch(self._fn, grid, args, constexprs)
 
     def launch(
         self, grid: Sequence[int], *args: Any, label: str | None = None, **constexprs: Any
@@ -171,14 +191,17 @@ class Checker:
         outputs = [a for a in args if isinstance(a, Guarded)]
         try:
             try:
-                self._launch(grid, args, constexprs)
+                self._idle |= bool(self._launch(grid, args, constexprs))
             except NotImplementedError as error:
                 self.stub = True
                 self.outputs.append(("raised", "NotImplementedError"))
                 reason = str(error) or "still a stub. Write its body, then run both cells again"
                 raise _Failure(reason) from None
+            except OutOfBounds as error:
+                self.outputs.append([snapshot(o.buffer) for o in outputs])
+                raise _Failure(short(error)) from None
             except (Exception, SystemExit) as error:
-                self.outputs.append(("raised", type(error).__name__))
+                self.outputs.append(_raised(error))
                 raise _Failure(_exception_text(error, self._fn)) from error
             self.outputs.append([snapshot(o.buffer) for o in outputs])
             if not unchanged(before, [a for a in args if isinstance(a, Tensor)]):
@@ -196,10 +219,10 @@ class Checker:
             self.stub = True
             self._fail(label, str(caught) or "still a stub")
         except error:
-            self.outputs.append(("raised", error.__name__))
+            self.outputs.append(("raised", error.__name__, ""))  # which message is left open
             self._ok(label)
         except Exception as caught:
-            self.outputs.append(("raised", type(caught).__name__))
+            self.outputs.append(_raised(caught))
             reason = _exception_text(caught, self._fn)
             self._fail(label, f"{reason}, expected {error.__name__}")
         else:
@@ -294,9 +317,16 @@ class Checker:
         """State that numbers equal ``expected`` within ``atol + rtol * abs(expected)``."""
         label = label or f"{name} has the right values"
         reason = difference(got, expected, rtol, atol)
-        if reason:
+        if not reason:
+            return self._ok(label)
+        if self._idle and re.search(r"\bit is (nan|\d{3,})", reason):
+            reason += (
+                ". The lanes that a mask leaves out are undefined (nan here) unless the load says "
+                "other="
+            )
+        if not same_form(got, expected):
             self._fail(label, reason)
-        self._ok(label)
+        self._note(label, "no", reason)
 
     def equal(self, got: Any, expected: Any, name: str = "it", label: str | None = None) -> None:
         """State that lists, strings, dicts or integer tensors are exactly ``expected``."""
@@ -310,26 +340,54 @@ class Checker:
             raise
         except Exception as error:
             self._fail(label, f"{why} ({type(error).__name__})".strip())
-        if not holds:
-            self._fail(label, why)
-        self._ok(label)
+        self._note(label, "ok" if holds else "no", "" if holds else why)
 
     @contextlib.contextmanager
     def part(self) -> Iterator[None]:
-        """Group items that stand on their own: a failure inside does not end the check."""
-        with contextlib.suppress(Stop):
+        """Group items that are judged on their own: a failure inside does not end the check."""
+        if self._part:  # inside of another: a failure ends both no further than here
+            with contextlib.suppress(Stop):
+                yield
+            return
+        self._parts += 1
+        self._part, self._begin = self._parts, len(self.outputs)
+        known = len(self.items)
+        try:
             yield
+        except Stop:
+            pass
+        except Exception as error:
+            if self._labels is None:  # the solution itself: a fault of ours
+                raise
+            self.unusable(error, known)
+        finally:
+            self.after[self._part] = (self._generator.get_state(), self._random.getstate())
+            if self._part in self._given_after:
+                numbers, python = self._given_after[self._part]
+                self._generator.set_state(numbers)
+                self._random.setstate(python)
+            self._part = self._begin = 0
+
+    def unusable(self, error: Exception, since: int = 0) -> None:
+        """Note that what the function returned stopped the check, if nothing has failed yet."""
+        if all(i.status == "ok" for i in self.items[since:]):
+            reason = (
+                "what your function returned cannot be used "
+                f"({type(error).__name__}: {short(error)})"
+            )
+            self._note(self._next_label(), "no", reason)
 
     # book-keeping ------------------------------------------------------------------------------
 
     def _ok(self, label: str) -> None:
-        self.items.append(Item(label, "ok", "", len(self.outputs)))
+        self._note(label, "ok", "")
 
     def _fail(self, label: str | None, reason: str) -> NoReturn:
-        if label is None:
-            label = self._next_label()
-        self.items.append(Item(label, "no", reason, len(self.outputs)))
+        self._note(self._next_label() if label is None else label, "no", reason)
         raise Stop
+
+    def _note(self, label: str, status: str, reason: str) -> None:
+        self.items.append(Item(label, status, reason, len(self.outputs), self._part, self._begin))
 
     def _next_label(self) -> str:
         """Return the label of the first item of the solution's list that has no outcome yet."""
@@ -349,6 +407,12 @@ def short(error: BaseException) -> str:
     """Return an exception's message on one line, 160 characters at most."""
     text = " ".join(str(error).split())
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _raised(error: BaseException) -> tuple[str, str, str]:
+    """Return what tells one exception from another of its type: the message, without names."""
+    text = re.sub(r" \(line \d+ of your \w+\)$", "", " ".join(str(error).split()))
+    return "raised", type(error).__name__, re.sub(r"[\w.<>]+\(\)", "f()", text)[:100]
 
 
 def _exception_text(error: BaseException, fn: Callable[..., Any]) -> str:

@@ -15,6 +15,7 @@ __all__ = [
     "difference",
     "dtype_name",
     "same",
+    "same_form",
     "shape_text",
     "snapshot",
     "tensor_difference",
@@ -57,6 +58,8 @@ def tensor_difference(got: Tensor, expected: Tensor, rtol: float, atol: float) -
     """Return where ``got`` first differs from ``expected``, or an empty string."""
     if tuple(got.shape) != tuple(expected.shape):
         return f"its shape is {shape_text(got.shape)}, expected {shape_text(expected.shape)}"
+    if _whole(expected) and not _whole(got) and expected.dtype != torch.bool:
+        return f"its dtype is {dtype_name(got.dtype)}, expected whole numbers (int64)"
     exact = not (got.is_floating_point() or expected.is_floating_point())
     if exact and not got.is_complex():
         a, b = got.detach().cpu().to(torch.int64), expected.detach().cpu().to(torch.int64)
@@ -79,6 +82,10 @@ def tensor_difference(got: Tensor, expected: Tensor, rtol: float, atol: float) -
     return f"{where} {x}, expected {y}{tail}"
 
 
+def _whole(t: Tensor) -> bool:
+    return not (t.is_floating_point() or t.is_complex())
+
+
 def difference(got: Any, expected: Any, rtol: float, atol: float, where: str = "") -> str:
     """Return in words where two nested values first differ, or an empty string."""
     at = f"at {where} " if where else ""
@@ -87,8 +94,6 @@ def difference(got: Any, expected: Any, rtol: float, atol: float, where: str = "
     if isinstance(expected, np.ndarray | np.generic):
         expected = torch.as_tensor(expected)
     if isinstance(expected, Tensor):
-        if isinstance(got, bool | int | float) and expected.ndim == 0:
-            got = torch.as_tensor(got)
         if not isinstance(got, Tensor):
             return f"{at}it is {describe(got)}, expected a tensor"
         text = tensor_difference(got, expected, rtol, atol)
@@ -100,6 +105,8 @@ def difference(got: Any, expected: Any, rtol: float, atol: float, where: str = "
     if isinstance(expected, int | float):
         if not isinstance(got, int | float):
             return f"{at}it is {describe(got)}, expected a number"
+        if isinstance(expected, int) and isinstance(got, float):
+            return f"{at}it is the float {got:.6g}, expected a whole number (an int)"
         if got == expected or abs(got - expected) <= atol + rtol * abs(expected):
             return ""
         if isinstance(got, float) and isinstance(expected, float) and got != got != expected:
@@ -156,6 +163,17 @@ def _sequence_difference(got: Any, expected: Any, rtol: float, atol: float, wher
     if len(got) != len(expected):
         return f"{at}its length is {len(got)}, expected {len(expected)}"
     return ""
+
+
+def same_form(got: Any, expected: Any) -> bool:
+    """Whether a value is of the kind and the shape expected, so that more can be said about it."""
+    if isinstance(expected, Tensor):
+        return isinstance(got, Tensor) and got.shape == expected.shape
+    if isinstance(expected, tuple | list):
+        return isinstance(got, tuple | list | Tensor) and len(got) == len(expected)
+    if isinstance(expected, Mapping):
+        return isinstance(got, Mapping)
+    return isinstance(expected, int | float) <= isinstance(got, int | float | Tensor)
 
 
 def same(a: Any, b: Any, rtol: float, atol: float) -> bool:

@@ -2,7 +2,10 @@
 
 A kernel that writes past its output does not raise: it changes whatever lies there. So a check
 gives it outputs in the middle of a larger buffer, poisoned all over, and looks at the margins
-afterwards. A number that was never written still shows the poison, too.
+afterwards. A number that was never written still shows the poison, too, which is a NaN that no
+arithmetic makes. Inputs have margins as well, and in the interpreter every address is compared with
+the arguments before it is used (``kernels.watch``), so that a stray pointer ends the check and not
+the notebook.
 """
 
 from __future__ import annotations
@@ -16,17 +19,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Guarded", "is_library", "launch", "library_of"]
+from minids3.kernels.watch import POISON, watching
+
+__all__ = ["Guarded", "is_library", "launch", "library_of", "poisoned"]
 
 _MARGIN = 1 << 15  # elements on each side; catches any overrun of less than that
+_INPUT_MARGIN = 1 << 12
+
+
+def poisoned(count: int, dtype: torch.dtype, fill: float | None = None) -> Tensor:
+    """Return ``count`` numbers of ``fill``, by default of a NaN of its own (or 85)."""
+    if fill is None and dtype.is_floating_point and dtype.itemsize > 1:
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        return torch.full((count,), POISON[dtype.itemsize], dtype=bits).view(dtype)
+    fill = (float("nan") if dtype.is_floating_point else 85) if fill is None else fill
+    return torch.full((count,), fill, dtype=dtype)
 
 
 class Guarded:
     """A tensor ``view`` of some shape inside a buffer whose margins must not change."""
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype, fill: float) -> None:
-        numel = math.prod(shape)
-        self.buffer = torch.full((numel + 2 * _MARGIN,), fill, dtype=dtype)
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, fill: float | None = None) -> None:
+        self.buffer = poisoned(math.prod(shape) + 2 * _MARGIN, dtype, fill)
         self._poison = self.buffer[:1].clone()
         self.shape = tuple(shape)
 
@@ -57,11 +71,17 @@ class Guarded:
 
 def launch(
     fn: Callable[..., Any], grid: Sequence[int], args: Sequence[Any], constexprs: dict[str, Any]
-) -> None:
+) -> bool:
     """Run ``fn[grid](*args, **constexprs)``: on the GPU if there is one, else interpreted.
 
     Tensors stay on the CPU for the check; for a GPU they are copied there and back. An error of the
     interpreter is replaced by the one it wraps.
+
+    Returns:
+        Whether a masked load left idle lanes undefined (known in the interpreter only).
+
+    Raises:
+        OutOfBounds: the kernel used memory of none of its arguments; what it wrote is kept.
     """
     from minids3.kernels.language import jit
     from minids3.kernels.launch import interpreted
@@ -69,15 +89,36 @@ def launch(
     if getattr(fn, "is_placeholder", False):
         fn()  # says what to do
     kernel: Any = fn if hasattr(fn, "run") and hasattr(fn, "arg_names") else jit(fn)
-    if interpreted():
-        given = [a.view if isinstance(a, Guarded) else a for a in args]
-        try:
-            kernel[tuple(grid)](*given, **constexprs)
-        except Exception as error:
-            while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
-                error = error.__cause__  # type: ignore[assignment]
-            raise error from None
-        return
+    if not interpreted():
+        _on_gpu(kernel, grid, args, constexprs)
+        return False
+    homes = {id(a): _with_margins(a) for a in args if isinstance(a, Tensor)}
+    given = [a.view if isinstance(a, Guarded) else homes.get(id(a), a) for a in args]
+    try:
+        with watching(given, kernel.arg_names or ()) as seen:
+            idle = kernel[tuple(grid)](*given, **constexprs)  # a grader's stand-in tells it
+    except Exception as error:
+        while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
+            error = error.__cause__  # type: ignore[assignment]
+        raise error from None
+    finally:
+        for a in args:
+            if isinstance(a, Tensor):
+                a.copy_(homes[id(a)])
+    seen.raise_faults()
+    return seen.idle or idle is True
+
+
+def _with_margins(t: Tensor) -> Tensor:
+    """Return a copy of ``t`` of the same strides, in the middle of a poisoned buffer."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+    buffer = poisoned(max(extent, 1) + 2 * _INPUT_MARGIN, t.dtype)
+    return buffer.as_strided(t.shape, t.stride(), _INPUT_MARGIN).copy_(t.detach())
+
+
+def _on_gpu(
+    kernel: Any, grid: Sequence[int], args: Sequence[Any], constexprs: dict[str, Any]
+) -> None:
     if not torch.cuda.is_available():
         raise RuntimeError(
             "kernels run on a GPU or in the interpreter, and this process has neither: set "

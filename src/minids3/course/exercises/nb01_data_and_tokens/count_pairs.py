@@ -82,8 +82,28 @@ def _count_by_repeating(words, times):
 
 
 def _random_words(c: Checker, low: int = 0, high: int = 4) -> tuple[list[list[int]], list[int]]:
-    words = [c.randint(low, high, c.size(2, 7)).tolist() for _ in range(c.size(4, 6))]
+    words = [c.randint(low, high, c.size(3, 7)).tolist() for _ in range(c.size(4, 6))]
     return words, c.randint(2, 9, len(words)).tolist()
+
+
+def _one_short(words, times):
+    return count_pairs([word[:-1] for word in words], times)
+
+
+def _no_overlap(words, times):
+    counts = {}
+    for word, n in zip(words, times, strict=True):
+        last = -1
+        for i, pair in enumerate(pairwise(word)):
+            if pair[0] != pair[1] or last != i - 1 or word[i - 1] != word[i]:
+                counts[pair] = counts.get(pair, 0) + n
+                last = i
+    return counts
+
+
+def _listed_once(words, times):
+    table = {tuple(word): n for word, n in zip(words, times, strict=True)}
+    return count_pairs([list(word) for word in table], list(table.values()))
 
 
 @exercise(
@@ -138,6 +158,24 @@ def _random_words(c: Checker, low: int = 0, high: int = 4) -> tuple[list[list[in
             _overwrites,
             "You set the count instead of adding to it, so only the last word's count is left.",
         ),
+        Mutant(
+            "one_short",
+            _one_short,
+            "The last pair of each word is missing: a word of n tokens has n - 1 pairs, so the "
+            "loop runs to the last token but one.",
+        ),
+        Mutant(
+            "no_overlap",
+            _no_overlap,
+            "You counted [4, 4, 4] once. Pairs overlap when they are counted: a token is the "
+            "right half of one pair and the left half of the next.",
+        ),
+        Mutant(
+            "listed_once",
+            _listed_once,
+            "A word that is listed twice was counted once. Add to the count for every entry of "
+            "the list; do not collect the words in a dict first.",
+        ),
     ],
     alternatives=[
         Alternative("with_counter", _count_with_counter),
@@ -164,3 +202,9 @@ def check_count_pairs(c: Checker) -> None:
     with c.part():
         got = c.call([[3], []], [7, 1])
         c.equal(got, {}, label="words of one token and of none have no pairs")
+    with c.part():
+        got = c.call([[44, 44, 44, 44], [44, 1012]], [1, 10])
+        c.equal(got, {(44, 44): 3, (44, 1012): 10}, label="pairs overlap: [44, 44, 44, 44] has three")
+    with c.part():
+        got = c.call([[5, 6], [5, 6], [6, 7]], [3, 4, 1])
+        c.equal(got, {(5, 6): 7, (6, 7): 1}, label="a word that is listed twice counts twice")

@@ -112,6 +112,26 @@ def _learn(words: list[list[int]], times: list[int], n: int, first_id: int) -> d
     return ranks
 
 
+def _rightmost(ids, ranks, first_id):
+    ids = list(ids)
+    while True:
+        places = [(ranks[p], -i) for i, p in enumerate(pairwise(ids)) if p in ranks]
+        if not places:
+            return ids
+        rank, i = min(places)
+        ids[-i : -i + 2] = [first_id + rank]
+
+
+def _rank_zero_falsy(ids, ranks, first_id):
+    ids = list(ids)
+    while len(ids) > 1:
+        best = min(pairwise(ids), key=lambda pair: ranks.get(pair) or math.inf)
+        if best not in ranks:
+            break
+        ids = merge_pair(ids, best, first_id + ranks[best])
+    return ids
+
+
 @exercise(
     "bpe-encode",
     solution=encode_word,
@@ -165,6 +185,18 @@ def _learn(words: list[list[int]], times: list[int], n: int, first_id: int) -> d
             _short_word_crashes,
             "A word of one token has no pairs, and min() of nothing raises. Stop before that.",
         ),
+        Mutant(
+            "rightmost",
+            _rightmost,
+            "Of equal pairs you took the one at the right. In [4, 4, 4] the first two go "
+            "together, as in training.",
+        ),
+        Mutant(
+            "rank_zero_falsy",
+            _rank_zero_falsy,
+            "Rank 0 counts as false in Python, so 'ranks.get(pair) or ...' takes the very first "
+            "merge for an unknown pair. Compare with None, or give get() a default.",
+        ),
     ],
     alternatives=[
         Alternative("all_merges_in_order", _in_order),
@@ -192,6 +224,11 @@ def check_encode_word(c: Checker) -> None:
     with c.part():
         got = c.call([h], ranks, 5)
         c.equal(got, [h], label="a word of one token stays as it is")
+    with c.part():
+        got = c.call([34, 34, 34, 35, 34], {(34, 35): 0, (34, 34): 1}, 256)
+        c.equal(got, [257, 256, 34], label="rank 0 is the lowest")
+        got = c.call([34, 34, 34], {(34, 34): 0}, 256)
+        c.equal(got, [256, 34], label="of equal pairs the left one goes first")
     with c.part():
         words = [c.randint(0, 4, 9).tolist() for _ in range(12)]
         learned = _learn(words, [1] * 12, 14, 100)

@@ -99,6 +99,25 @@ def _random_tree(c: Checker, depth: int) -> list:
     ]
 
 
+def _largest_branch(node):
+    below = [0.0 if rest is None else _largest_branch(rest) for p, rest in node if p > 0]
+    return _own(node) + max(below)
+
+
+def _float_loop(node):
+    total = 0
+    stack = [(1, node)]
+    while stack:
+        reach, options = stack.pop()
+        for p, rest in options:
+            if p == 0:
+                continue
+            total -= reach * p * math.log(p, 2)
+            if rest:
+                stack.append((reach * p, rest))
+    return float(total)
+
+
 @exercise(
     "grammar-entropy",
     solution=grammar_entropy,
@@ -158,10 +177,16 @@ def _random_tree(c: Checker, depth: int) -> list:
             "An option with probability 0 never happens and costs nothing, but log2(0) raises. "
             "Skip it.",
         ),
+        Mutant(
+            "largest_branch",
+            _largest_branch,
+            "You followed the branch of the largest entropy. Every branch counts, p times.",
+        ),
     ],
     alternatives=[
         Alternative("entropy_of_texts", _entropy_of_texts),
         Alternative("by_levels", _entropy_by_levels),
+        Alternative("with_stack", _float_loop),
     ],
 )
 def check_grammar_entropy(c: Checker) -> None:
@@ -186,3 +211,12 @@ def check_grammar_entropy(c: Checker) -> None:
         tree = _random_tree(c, 3)
         got = c.call(tree)
         c.close(got, grammar_entropy(tree), label="an uneven tree of four levels is right")
+    with c.part():
+        rare = 2.0**-40
+        got = c.call([(rare, [(1 / 1024, None)] * 1024), (1 - rare, None)])
+        expected = 50 * rare - (1 - rare) * math.log1p(-rare) / math.log(2)
+        c.close(got, expected, label="a branch of probability 2^-40 is right", rtol=1e-3, atol=0)
+    with c.part():
+        die = [(1 / 6, None)] * 6
+        got = c.call([(0.5, die), (0.25, die), (0.25, None)])
+        c.close(got, 1.5 + 0.75 * math.log2(6), label="two branches of the same kind count each")

@@ -100,6 +100,30 @@ def _merge_with_stack(ids, pair, new_id):
     return out
 
 
+def _as_text(ids, pair, new_id):
+    text = " ".join(str(i) for i in ids)
+    merged = text.replace(f"{pair[0]} {pair[1]}", str(new_id))
+    return [int(i) for i in merged.split()]
+
+
+def _same_list(ids, pair, new_id):
+    new = merge_pair(ids, pair, new_id)
+    return ids if new == ids else new
+
+
+def _with_for(ids, pair, new_id):
+    out, skip = [], False
+    for i, left in enumerate(ids):
+        if skip:
+            skip = False
+        elif i + 1 < len(ids) and left == pair[0] and ids[i + 1] == pair[1]:
+            out.append(new_id)
+            skip = True
+        else:
+            out.append(left)
+    return out
+
+
 @exercise(
     "bpe-merge",
     solution=merge_pair,
@@ -155,10 +179,23 @@ def _merge_with_stack(ids, pair, new_id):
             _either_order,
             "You merged (right, left) as well. Only (left, right), in this order, is the pair.",
         ),
+        Mutant(
+            "as_text",
+            _as_text,
+            "You replaced in a text of numbers, where '1 2' also occurs inside of '11 2' and of "
+            "'1 20'. Compare whole ids.",
+        ),
+        Mutant(
+            "same_list",
+            _same_list,
+            "Where nothing matched you returned the caller's own list. Return a new one, or "
+            "whoever changes it later changes the input too.",
+        ),
     ],
     alternatives=[
         Alternative("by_recursion", _merge_by_recursion),
         Alternative("with_stack", _merge_with_stack),
+        Alternative("with_for", _with_for),
     ],
 )
 def check_merge_pair(c: Checker) -> None:
@@ -181,3 +218,15 @@ def check_merge_pair(c: Checker) -> None:
     with c.part():
         got = c.call([], (1, 2), 9)
         c.equal(got, [], label="an empty list stays empty")
+    with c.part():
+        got = c.call([11, 2, 1, 20, 1, 2, 12], (1, 2), 1784)
+        c.equal(got, [11, 2, 1, 20, 1784, 12], label="ids of several digits are compared whole")
+    with c.part():
+        kept = [31, 7, 256]
+        got = c.call(kept, (7, 31), 300)
+        c.equal(got, kept, label="nothing to merge: the same ids")
+        c.true(got is not kept, "in a new list", "it is the very list that was passed in")
+    with c.part():
+        ids = c.randint(254, 258, c.size(30, 40)).tolist()
+        got = c.call(ids, (255, 256), 999)
+        c.equal(got, merge_pair(ids, (255, 256), 999), label="a long list of ids near 256 is right")

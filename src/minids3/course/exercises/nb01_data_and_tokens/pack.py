@@ -63,7 +63,10 @@ def _one_document_a_row(documents, seq_len):
 
 
 def _pack_with_unfold(documents, seq_len):
-    windows = torch.cat(documents).unfold(0, seq_len + 1, seq_len)
+    stream = torch.cat(documents)
+    if len(stream) <= seq_len:
+        return stream.new_empty(0, seq_len), stream.new_empty(0, seq_len)
+    windows = stream.unfold(0, seq_len + 1, seq_len)
     return windows[:, :seq_len], windows[:, 1:]
 
 
@@ -73,7 +76,33 @@ def _pack_row_by_row(documents, seq_len):
     for start in range(0, len(flat) - seq_len, seq_len):
         inputs.append(flat[start : start + seq_len])
         targets.append(flat[start + 1 : start + seq_len + 1])
-    return torch.tensor(inputs), torch.tensor(targets)
+    shape = (-1, seq_len) if inputs else (0, seq_len)
+    return torch.tensor(inputs).long().view(shape), torch.tensor(targets).long().view(shape)
+
+
+def _not_empty(documents, seq_len):
+    stream = torch.cat(documents)
+    rows = max(1, (len(stream) - 1) // seq_len)
+    return stream[: rows * seq_len].view(rows, -1), stream[1 : rows * seq_len + 1].view(rows, -1)
+
+
+def _padded(documents, seq_len):
+    stream = torch.cat(documents)
+    rows = -(-(len(stream) - 1) // seq_len)
+    stream = torch.cat((stream, torch.zeros(seq_len + 1, dtype=torch.int64)))
+    inputs = stream[: rows * seq_len].view(rows, seq_len)
+    return inputs, stream[1 : rows * seq_len + 1].view(rows, seq_len)
+
+
+def _preallocated(documents, seq_len):
+    stream = torch.cat(documents)
+    rows = (stream.numel() - 1) // seq_len
+    inputs = torch.empty(rows, seq_len, dtype=torch.int64)
+    targets = torch.empty_like(inputs)
+    for r in range(rows):
+        inputs[r] = stream[r * seq_len : (r + 1) * seq_len]
+        targets[r] = stream[r * seq_len + 1 : (r + 1) * seq_len + 1]
+    return inputs, targets
 
 
 @exercise(
@@ -130,16 +159,28 @@ def _pack_row_by_row(documents, seq_len):
             "You gave each document a row of its own and filled the rest with padding. Packing "
             "lays them end to end; a row may begin in the middle of a document.",
         ),
+        Mutant(
+            "padded",
+            _padded,
+            "You filled the last row up with padding. A tail that is too short for a whole row is "
+            "dropped.",
+        ),
+        Mutant(
+            "not_empty",
+            _not_empty,
+            "Too few tokens for a row make no row: shape [0, T]. You made one all the same.",
+        ),
     ],
     alternatives=[
         Alternative("with_unfold", _pack_with_unfold),
         Alternative("row_by_row", _pack_row_by_row),
+        Alternative("preallocated", _preallocated),
     ],
 )
 def check_pack_documents(c: Checker) -> None:
     """Shapes, values, the seam between rows, and streams that fit exactly."""
     lengths = [c.size(3, 9) for _ in range(4)] + [12]
-    documents = [c.randint(10, 99, n) for n in lengths]
+    documents = [c.randint(0, 1784, n) for n in lengths]
     stream = torch.cat(documents)
     t = c.size(4, 5)
     rows = (len(stream) - 1) // t
@@ -163,3 +204,8 @@ def check_pack_documents(c: Checker) -> None:
         out = c.call([torch.arange(9)], 4, returns=2)
         expected = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
         c.equal(out[1], expected, label="9 tokens make two rows: none is wasted")
+    with c.part():
+        few = c.randint(200, 1700, t)
+        out = c.call([few[:2], few[2:]], t, returns=2)
+        c.shape(out[0], (0, t), label=f"{t} tokens and T = {t} make no row: inputs are [0, {t}]")
+        c.shape(out[1], (0, t), label=f"and targets are [0, {t}]")

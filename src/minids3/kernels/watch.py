@@ -1,0 +1,147 @@
+"""Watch what an interpreted kernel reads and writes.
+
+Triton's interpreter follows every pointer: a load past the end of a tensor gives whatever is there,
+and a stray one ends the process. On a GPU neither is noticed, or much later. Here each address is
+compared with the kernel's arguments before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["POISON", "OutOfBounds", "Watch", "watching"]
+
+# Bit patterns of NaNs that no arithmetic makes, by size in bytes, and whole numbers that no index
+# is; 0x7f is also the NaN of E4M3.
+POISON = {1: 0x7F, 2: 0x7FD5, 4: 0x7FC5A5A5, 8: 0x7FF8A5A5A5A5A5A5}
+_IDLE = {1: 0x7F, 2: 0x7FDA, 4: 0x7FCA5A5A, 8: 0x7FFA5A5A5A5A5A5A}
+
+
+class OutOfBounds(Exception):
+    """A kernel used memory that none of its arguments is. It ran to its end all the same."""
+
+
+@dataclass
+class Watch:
+    """What was seen: accesses out of bounds, and whether a load left lanes undefined."""
+
+    faults: list[str] = field(default_factory=list)
+    idle: bool = False
+
+    def raise_faults(self) -> None:
+        """Raise the first fault, if there is one."""
+        if self.faults:
+            raise OutOfBounds(self.faults[0])
+
+
+@dataclass(frozen=True)
+class _Range:
+    name: str
+    itemsize: int
+    low: int
+    high: int  # what may be read
+    storage_low: int
+    storage_high: int  # what may be written without harm; who looks at it finds it there
+
+    @classmethod
+    def of(cls, t: Tensor, name: str) -> _Range:
+        extent = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+        low, size = t.data_ptr(), t.element_size()
+        storage = t.untyped_storage()
+        begin = storage.data_ptr()
+        high = low + (extent if t.numel() else 0) * size
+        return cls(name, size, low, high, begin, begin + storage.nbytes())
+
+
+def _told(ranges: Sequence[_Range], address: int, verb: str) -> str:
+    near = next((r for r in ranges if r.storage_low <= address < r.storage_high), None)
+    advice = {"reads": "mask the load", "writes": "mask the store"}[verb]
+    if near is None:
+        return f"it {verb} memory that belongs to none of its arguments: look at the index"
+    count, at = (near.high - near.low) // near.itemsize, (address - near.low) // near.itemsize
+    side = "before the beginning" if at < 0 else "past the end"
+    return f"it {verb} {side} of {near.name}, at {at} of {count} elements: {advice}"
+
+
+@contextlib.contextmanager
+def watching(tensors: Sequence[Any], names: Sequence[str]) -> Iterator[Watch]:
+    """Watch loads and stores of kernels that run inside of the block, in the interpreter.
+
+    Args:
+        tensors: the arguments. A kernel may read the elements of those that are tensors, and write
+            into their storages, whose margins the caller watches.
+        names: of the arguments.
+
+    Yields:
+        What was seen. A load out of bounds gives, and one that is masked and has no ``other=``
+        leaves, a NaN (or a large number) in each lane concerned. A store out of bounds does
+        nothing.
+    """
+    from triton.runtime.interpreter import TensorHandle, _get_np_dtype, interpreter_builder
+
+    named = itertools.zip_longest(tensors, names, fillvalue="an argument")
+    ranges = [_Range.of(t, name) for t, name in named if isinstance(t, Tensor)]
+    seen = Watch()
+
+    def inside(addresses: Any, mask: Any, verb: str, size: int) -> Any:
+        """Return ``mask`` without the lanes that are out of bounds, which are told."""
+        at = addresses.astype(np.int64)
+        good = np.zeros(at.shape, dtype=bool)
+        for r in ranges:
+            low, high = (r.low, r.high) if verb == "reads" else (r.storage_low, r.storage_high)
+            good |= (at >= low) & (at + size <= high)
+        mask = np.broadcast_to(mask, at.shape)
+        if bad := (mask & ~good).any():
+            seen.faults.append(_told(ranges, int(at[mask & ~good].flat[0]), verb))
+        return np.ascontiguousarray(mask & good) if bad else mask
+
+    def load(ptrs: Any, mask: Any, other: Any, *rest: Any, **more: Any) -> Any:
+        kind = ptrs.get_element_ty()
+        plain = np.dtype(_get_np_dtype(kind))
+        wanted = mask.data
+        if other is None:
+            other = TensorHandle(_undefined(ptrs.data.shape, plain), kind)
+            seen.idle |= not bool(np.all(wanted))
+        real = inside(ptrs.data, wanted, "reads", plain.itemsize)
+        if real is not wanted and not np.array_equal(real, np.broadcast_to(wanted, real.shape)):
+            lost = np.broadcast_to(wanted, real.shape) & ~real
+            filled = np.where(lost, _undefined(real.shape, plain), other.data)
+            other = TensorHandle(np.ascontiguousarray(filled.astype(plain)), kind)
+        mask = TensorHandle(np.ascontiguousarray(real), mask.dtype)
+        return original_load(ptrs, mask, other, *rest, **more)
+
+    def store(ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        size = np.dtype(_get_np_dtype(ptrs.get_element_ty())).itemsize
+        real = inside(ptrs.data, mask.data, "writes", size)
+        return original_store(ptrs, value, TensorHandle(real, mask.dtype), *rest)
+
+    def rmw(operation: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        size = np.dtype(_get_np_dtype(ptrs.get_element_ty())).itemsize
+        real = inside(ptrs.data, mask.data, "writes", size)
+        return original_rmw(operation, ptrs, value, TensorHandle(real, mask.dtype), *rest)
+
+    original_load = interpreter_builder.create_masked_load
+    original_store = interpreter_builder.create_masked_store
+    original_rmw = interpreter_builder.create_atomic_rmw
+    own = vars(interpreter_builder)
+    own.update(create_masked_load=load, create_masked_store=store, create_atomic_rmw=rmw)
+    try:
+        yield seen
+    finally:
+        for name in ("create_masked_load", "create_masked_store", "create_atomic_rmw"):
+            own.pop(name, None)
+
+
+def _undefined(shape: Any, dtype: Any) -> Any:
+    """An array of numbers that show wherever they are used."""
+    if dtype == np.bool_:
+        return np.ones(shape, dtype)
+    bits = np.dtype(f"u{dtype.itemsize}")
+    return np.full(shape, _IDLE[dtype.itemsize], bits).view(dtype)
