@@ -23,13 +23,13 @@ LAYERS = (
     ("nn",),
     ("model",),
     ("train", "infer"),
-    ("evals",),
+    ("parallel", "evals"),
     ("viz",),
     ("course", "bench"),
     ("grade",),
 )
 SIDE = {"data": {"config"}, "sim": {"config", "numerics"}, "command": set()}
-AFTER_DATA = {"model", "train", "infer", "evals", "viz", "course", "bench", "grade"}
+AFTER_DATA = {"model", "train", "infer", "parallel", "evals", "viz", "course", "bench", "grade"}
 BUILD_ONLY = {"jupytext", "nbformat", "nbclient", "nbconvert"}
 
 

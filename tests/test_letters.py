@@ -11,7 +11,7 @@ import minids3
 
 SOURCE = Path(minids3.__file__).parent
 LEGEND = {name: name for name in ("ref", "ops", "nn", "kernels")}
-LEGEND |= dict.fromkeys(("model", "train", "infer"), "nn")
+LEGEND |= dict.fromkeys(("model", "train", "infer", "parallel"), "nn")
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef
 
 

@@ -3,7 +3,7 @@
 The layers import each other in one direction only (a test reads the imports)::
 
     config, numerics, isolation -> ref, kernels -> ops -> nn -> model
-        -> {train, infer} -> evals -> viz -> {course, bench} -> grade
+        -> {train, infer} -> {parallel, evals} -> viz -> {course, bench} -> grade
 
 ``data`` and ``sim`` stand beside that chain; what commands share is in ``command``. Importing
 ``minids3`` never needs Triton, a GPU, transformers or a network.
