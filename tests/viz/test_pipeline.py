@@ -3,7 +3,13 @@
 import pytest
 
 from minids3.sim.pipeline import Costs, Timeline, dualpipe, dualpipev, one_f_one_b, simulate, zb1p
-from minids3.viz.pipeline import ACTION_COLORS, describe_timelines, timelines
+from minids3.viz.pipeline import (
+    ACTION_COLORS,
+    describe_streams,
+    describe_timelines,
+    streams,
+    timelines,
+)
 from minids3.viz.show import picture
 
 
@@ -90,3 +96,38 @@ def test_nothing_to_draw():
             timelines(nothing)
         with pytest.raises(ValueError, match="nothing to draw"):
             describe_timelines(nothing)
+
+
+TWO = {
+    "compute": {"mlp F 0": (0.0, 2.0), "mlp W 1": (2.0, 5.0)},
+    "links": {"send F 0": (2.0, 2.5), "send B 1": (3.0, 7.0)},
+}
+
+
+def test_streams_have_a_row_each_and_a_box_for_each_task():
+    ax = streams({"both": TWO}, "ms").axes[0]
+    found = [(x0, x1, round((y0 + y1) / 2)) for x0, x1, y0, y1, _ in boxes(ax)]
+    assert found == [(0, 2, 0), (2, 5, 0), (2, 2.5, 1), (3, 7, 1)]
+    colors = [color for *_, color in boxes(ax)]
+    assert colors[0] == ACTION_COLORS["F"] == colors[2]
+    assert colors[1] != ACTION_COLORS["W"]  # layer 1 is paler
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["compute", "links"]
+    assert ax.lines[0].get_xdata()[0] == 7
+    assert ax.get_title(loc="center") + ax.get_title(loc="left") == "both: 7 ms"
+    words = describe_streams({"both": TWO}, "ms")
+    assert "both: takes 7 ms; compute is busy for 5, links is busy for 4.5." in words
+
+
+@pytest.mark.parametrize("wrong", ["send", "send X 1", "send F one"])
+def test_tasks_of_streams_have_a_kind_and_a_layer(wrong):
+    with pytest.raises(ValueError, match="expected what"):
+        streams({"a": {"links": {wrong: (0.0, 1.0)}}})
+
+
+def test_no_streams():
+    with pytest.raises(ValueError, match="nothing to draw"):
+        streams({})
+    with pytest.raises(ValueError, match="nothing to draw"):
+        streams({"a": {"links": {}}})
+    with pytest.raises(ValueError, match="nothing to describe"):
+        describe_streams({})

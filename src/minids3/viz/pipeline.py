@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["describe_timelines", "timelines"]
+__all__ = ["describe_streams", "describe_timelines", "streams", "timelines"]
 
 ACTION_COLORS = {"F": PALETTE[5], "B": PALETTE[1], "I": PALETTE[6], "W": PALETTE[2]}
 """Forward blue, backward orange, its two halves yellow and green; an FB is blue over orange."""
@@ -87,6 +87,96 @@ def describe_timelines(panels: Mapping[str, Timeline] | Timeline, unit: str = ""
             + f" and are idle for {idle} of it, {100 * timeline.bubble_share:.0f} %."
         )
     return " ".join(sentences)
+
+
+Streams = Mapping[str, "Mapping[str, tuple[float, float]]"]
+"""Stream -> task -> (start, end); a task is called "what F 3": what, kind, layer."""
+
+
+def streams(panels: Mapping[str, Streams], unit: str = "") -> Figure:
+    """Draw what the streams of one GPU do at the same time, panels below each other on one scale.
+
+    Args:
+        panels: title -> streams. A task's second word is its kind, a key of ``ACTION_COLORS``; its
+            first is written into its box. Every second layer (third word) is paler.
+        unit: of time, for the axis.
+
+    Returns:
+        A matplotlib figure that no global state knows of.
+
+    Raises:
+        ValueError: there is nothing to draw, or a task has no known kind.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    ends = {title: _last_end(panel) for title, panel in panels.items()}
+    if not ends or min(ends.values()) <= 0:
+        raise ValueError("there is nothing to draw: no panel, or one in which nothing happens")
+    rows = [len(panel) for panel in panels.values()]
+    fig = Figure(figsize=(9, 0.9 + sum(0.55 + 0.42 * n for n in rows)), layout="constrained")
+    axes = fig.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
+    kinds: set[str] = set()
+    for ax, (title, panel) in zip(axes, panels.items(), strict=True):
+        for row, tasks in enumerate(panel.values()):
+            for task, (start, end) in tasks.items():
+                what, kind, layer = _task(task)
+                kinds.add(kind)
+                pale = layer % 2 == 1
+                ax.broken_barh(
+                    [(start, end - start)],
+                    (row - 0.4, 0.8),
+                    facecolor=_paler(kind) if pale else ACTION_COLORS[kind],
+                    edgecolor=CARD,
+                    linewidth=0.6,
+                )
+                if end - start > 0.008 * len(what) * max(ends.values()):
+                    middle = (start + end) / 2
+                    ax.text(middle, row, what, ha="center", va="center", fontsize=6, color=INK)
+        ax.axvline(ends[title], color=COLORS["control"], lw=1)
+        ax.set_title(f"{title}: {ends[title]:.4g} {unit}".rstrip(), fontsize=10)
+        ax.set_ylim(len(panel) - 0.5, -0.5)
+        ax.set_yticks(range(len(panel)), panel, fontsize=8)
+        ax.grid(visible=False)
+    axes[-1].set_xlim(0, 1.01 * max(ends.values()))
+    axes[-1].set_xlabel((f"time ({unit})" if unit else "time") + "\npaler: every second layer")
+    handles = [
+        Patch(facecolor=color, edgecolor=CARD, label=_NAMES[kind])
+        for kind, color in ACTION_COLORS.items()
+        if kind in kinds
+    ]
+    fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
+    return fig
+
+
+def describe_streams(panels: Mapping[str, Streams], unit: str = "") -> str:
+    """What ``streams`` shows, a sentence each, for ``viz.show``'s alt text.
+
+    Raises:
+        ValueError: there is nothing to describe.
+    """
+    if not panels:
+        raise ValueError("there is nothing to describe")
+    sentences = ["Streams of one GPU, a row each, a box for each task."]
+    for title, panel in panels.items():
+        busy = ", ".join(
+            f"{name} is busy for {sum(end - start for start, end in tasks.values()):.4g}"
+            for name, tasks in panel.items()
+        )
+        sentences.append(f"{title}: takes {_last_end(panel):.4g} {unit}".rstrip() + f"; {busy}.")
+    return " ".join(sentences)
+
+
+def _last_end(panel: Streams) -> float:
+    return max((end for tasks in panel.values() for _, end in tasks.values()), default=0.0)
+
+
+def _task(task: str) -> tuple[str, str, int]:
+    """The three words of a task's name."""
+    words = task.split()
+    if len(words) != 3 or words[1] not in ACTION_COLORS or not words[2].isdigit():
+        raise ValueError(f"task {task!r}: expected what, F, B, I or W, and a layer, as 'send F 3'")
+    return words[0], words[1], int(words[2])
 
 
 def _named(panels: Mapping[str, Timeline] | Timeline) -> Mapping[str, Timeline]:

@@ -24,6 +24,8 @@ from minids3.sim.bill.lines_09 import line_09
 from minids3.sim.bill.lines_10 import line_10
 from minids3.sim.bill.lines_12 import line_12
 from minids3.sim.bill.lines_13 import line_13
+from minids3.sim.bill.lines_14 import line_14
+from minids3.sim.bill.lines_15 import line_15
 
 __all__ = [
     "ENTRIES",
@@ -44,6 +46,8 @@ __all__ = [
     "line_10",
     "line_12",
     "line_13",
+    "line_14",
+    "line_15",
     "lines",
     "show",
 ]
