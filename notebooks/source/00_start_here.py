@@ -7,7 +7,7 @@
 # > laptop while you make tea, writes whole documents that a strict grammar
 # > accepts. The same network before training does not manage one.
 #
-# **Takes** about 30 minutes; 'Run all' under a minute on one CPU core, no GPU
+# **Takes** about 40 minutes; 'Run all' under a minute on one CPU core, no GPU
 # needed. **Needs** Python, and a memory of what a matrix product is.
 # **Afterwards** you know what this workbook builds and which claims it will
 # check, how exercises, hints and progress work, and what your own machine can
@@ -20,13 +20,18 @@
 # That table is the **device matrix**. A full dot runs here as it is. A half
 # dot is *emulated*: right to the last bit that matters, only slower. An empty
 # dot is skipped, and the table says why. Nothing in notebooks 00 to 06 needs
-# more than the first line.
+# more than the first line. (MPS is Apple's GPU interface, CUDA NVIDIA's, BF16
+# and FP8 are number formats of 16 and 8 bits, and Triton is the language in
+# which notebooks 07 to 11 write GPU programs.)
 #
-# ## 0.0 Two strangers
+# Some cells only draw a figure. Their code is folded, so that it does not
+# answer a question before you have: click on the bar to read it.
 #
-# Two models sit behind the next cell. Same architecture, same number of
-# weights, same dictionary of 2,048 tokens. One of them has read 1.6 million
-# tokens. The other was born a moment ago.
+# ## 0.0 Two strangers: a trained model and an untrained one
+#
+# The next cell loads two models. Same architecture, same number of weights,
+# same dictionary of 2,048 tokens. One of them has read 1.6 million tokens.
+# The other was born a moment ago.
 #
 # Both are handed the first line of a story.
 #
@@ -54,9 +59,11 @@ _ = stream_to_cell(trained, tokenizer, opening, max_new_tokens=120, seed=1)
 # likely as any other, so you get crumbs of words, half a keyword, a stray
 # bracket.
 #
-# The other one keeps two characters apart, moves their things about, and
-# answers a question at the end. Whether the answer is *right* is a question
-# for section 0.4. Here is how little it is made of:
+# The other one writes whole sentences with characters, things and places, and
+# ends with a question and an answer. Whether they *fit together* is another
+# matter: look for somebody who was not there before, or a place where nobody
+# ever put anything. Section 0.4 measures it. Here is how little it is made
+# of:
 
 # %% tags=["nbval-check-output"]
 from minids3.config import get_config
@@ -106,19 +113,23 @@ viz.text_table(["domain", "you write", "untrained goes on",
 # a carry, a check; a question and its answer; a function and its tests. Then
 # for the **sense**: does 9 + 4 make what it says? Was the thing that is asked
 # for ever in the story? Form comes long before sense, in this model as in
-# any.
+# others.
 #
 # And nobody told it about carries, towns or indentation. It was shown texts
 # and asked, more than a million times, one thing only: **which token comes
 # next?** Everything in these twenty notebooks serves that one question, asked
 # of a model half a million times larger.
 #
-# ## 0.2 The claims
+# ## 0.2 The claims of the article
 #
-# In December 2024 a news article said: a lab with throttled GPUs trained a
-# 671-billion-parameter model on 2,048 of them for about \$5.5 million. *Can
-# that be true?* Here is what the article claims, claim by claim, with the
-# catch to look for and the notebook in which you will check it yourself.
+# In the last days of December 2024 a news article said: a lab with throttled
+# GPUs trained a 671-billion-parameter model on 2,048 of them for about \$5.5
+# million. *Can that be true?* Many reports of those weeks said much the same.
+# One of them, which you can read, is *Inside DeepSeek-V3: are export controls
+# falling short?* (Recode China AI, January 2025). We give the claims in our
+# own words and name no newspaper for them, because the workbook tests the
+# claims and not who made them. Here they are, each with the catch to look for
+# and the notebook in which you will check it yourself.
 #
 # | # | the article says | the catch to look for | you check it in |
 # |---|---|---|---|
@@ -127,7 +138,7 @@ viz.text_table(["domain", "you write", "untrained goes on",
 # | 3 | Training cost about **\$5.5M** | the report's \$5.576M: at which price per hour, and what is not in it? [TR] | 12, 19 |
 # | 4 | GPT-4 cost **\$40M** | whose figure is that? Others say \$78M and more than \$100M [2nd] | 19 |
 # | 5 | It beats Llama 3.1 and **even GPT-4** | which GPT-4 is in the report's table? [TR] | 19 |
-# | 6 | The H800 is an H100 with a **reduced data rate** | 400 instead of 900 GB/s of NVLink: when does it hurt? [ISCA] | 14 |
+# | 6 | The H800 is an H100 with a **reduced data rate** | 400 instead of 900 GB/s of NVLink, the link between the GPUs of one machine: when does it hurt? [ISCA] | 14 |
 # | 7 | **FP8** and a frugal architecture made it cheap | how much did each idea save, and at what loss of quality? | 03-06, 08-11 |
 # | 8 | It serves for **\$0.14 in, \$0.28 out** per million tokens | a promotion, until 8 February 2025 [2nd]: what does a token cost to make? | 16, 17 |
 # | 9 | A **fraction of the GPUs** that Meta used | GPU-hours of which GPU, for which model? | 19 |
@@ -135,7 +146,10 @@ viz.text_table(["domain", "you write", "untrained goes on",
 #
 # Tags name sources: **TR** is DeepSeek's technical report (arXiv 2412.19437),
 # **ISCA** their hardware paper (arXiv 2505.09343), **2nd** means second-hand.
-# A number without a tag is computed or measured in front of you.
+# A number without a tag is computed or measured in front of you. (The H800 is
+# the version of NVIDIA's H100 that could be sold to China in 2023.) V3 is the
+# last of its line whose every part fits into one workbook. What became of each
+# idea since is said at the end of its notebook.
 #
 # This is the road there. Full discs are open; outlines are still being built.
 
@@ -209,18 +223,21 @@ def hasty(x, weight, eps=1e-6):
 _ = check("rms-norm", hasty, dry=True)
 
 # %% [markdown]
-# Five things to know:
+# What to know before you start:
 #
 # - **Nobody gets stuck.** After a check the notebook goes on with your
 #   function if everything passed, and with the library's if not. It says
 #   which. So you can skip an exercise and come back.
 # - **Hints** come when you ask, in three levels: a question, pseudocode, the
-#   worked solution. `hint("rms-norm")` gives the next one each time.
+#   worked solution. `hint("rms-norm")` gives the next one each time, and
+#   `solution("rms-norm")` goes straight to the last.
 # - **Solved versions** of all notebooks, with every output and figure, are in
 #   `notebooks/solutions/`.
 # - **Progress** is kept on your own machine, in a folder `.minids3` in your
 #   home, and nowhere else.
 # - The checks are not a lock. They are a friend who reads your code quickly.
+#   If an AI assistant helps you, let it read `AGENTS.md` in the repository: it
+#   asks it to explain and not to solve.
 #
 # The first level of help looks like this:
 
@@ -235,7 +252,8 @@ hint("rms-norm", 1)
 # channels. Divide each vector of D numbers by its **root mean square**,
 # `sqrt(mean(x²) + eps)`, then multiply channel by channel with `weight`,
 # which is `[D]`. Take the squares in float32 whatever the dtype of `x`, and
-# return the dtype that came in.
+# return the dtype that came in. To see what is wanted: `rms_norm` of
+# `[3., 4.]` with weights `[1., 1.]` is `[0.8485, 1.1314]`.
 
 # %%
 # EXERCISE rms-norm
@@ -281,8 +299,8 @@ progress("00")
 # measurements follow, each with a control that ought to fail.
 #
 # **The loss** is the average surprise, in **nats per token**: minus the
-# logarithm of the probability that the model gave to the token that came.
-# Somebody who knows nothing pays ln(2048) = 7.62. Somebody who knows how
+# natural logarithm of the probability that the model gave to the token that
+# came. Somebody who knows nothing pays ln(2048) = 7.62. Somebody who knows how
 # common each token is pays less. And because we wrote the grammar, we know
 # what somebody would pay who knows *everything except the dice*: the
 # **entropy floor**. No model gets below it on average.
@@ -342,6 +360,8 @@ for who, by_domain in loss.items():
 way = {d: (loss["untrained"][d] - loss["trained"][d])
        / (loss["untrained"][d] - loss["floor"][d]) for d in DOMAINS}
 print(f"{'way to floor':<14}", *(f"{way[d]:11.1%}" for d in DOMAINS))
+times = {d: loss["trained"][d] / loss["floor"][d] for d in DOMAINS}
+print(f"{'times floor':<14}", *(f"{times[d]:11.2f}" for d in DOMAINS))
 
 # %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.4, 3.7))
@@ -359,7 +379,7 @@ ax.axhline(top, color=viz.COLORS["muted"], linewidth=1, linestyle="--",
            label=f"ln {tokenizer.vocab_size} = {top:.2f}")
 ax.set_xticks(range(len(DOMAINS)), DOMAINS)
 ax.set(ylabel="loss (nats per token)", ylim=(0, 9.6), xlim=(-0.55, 3.65),
-       title="Nearly all the way down to the floor")
+       title="Most of the way down, and not yet at the floor")
 ax.grid(axis="x", visible=False)
 ax.legend(ncols=5, fontsize=8, loc="upper left")
 words = "; ".join(
@@ -373,12 +393,16 @@ viz.show(fig, alt=f"Loss in nats per token on 40 validation documents of "
 # The untrained model pays ln V, as it must: it cannot know anything yet. That
 # is the first thing to check in any training run, and notebook 02 does. Token
 # counts, the control that has *some* knowledge but no memory of what came
-# before, recover a part of it. Nearly all of the rest is context. What the
-# trained model still lacks, it lacks mostly in arithmetic: there each digit
-# follows from others, and it has not quite worked out how.
+# before, recover a part of it. Nearly all of the rest is context.
+#
+# How far is it, then? Two answers, and both are right. It has come more than
+# nine tenths of the way from knowing nothing. And in arithmetic it still pays
+# two and a half times the floor. Most of what is missing is there, where each
+# digit follows from others and it has not quite worked out how. A percentage
+# of the way flatters, since the first nats are the easy ones.
 #
 # *Where* does a model that knows the grammar still pay? **Guess:** in the
-# story below, which words are dear?
+# story below, which words are expensive?
 
 # %%
 story = documents(valid, "stories", 4)[0][3]
@@ -391,7 +415,7 @@ title = "What each token cost (darker: more)"
 viz.show(strip.figure(columns=80, title=title),
          alt="A short story cut into tokens. The dark, expensive ones are "
          "free choices: names, animals, things and places when they first "
-         "appear. Grammar words and repeated names are pale. The dearest "
+         "appear. Grammar words and repeated names are pale. The costliest "
          f"is {pieces[int(np.argmax(paid))]!r} at {max(paid):.1f} nats.")
 
 # %% [markdown]
@@ -447,10 +471,10 @@ for name, found in verdicts.items():
 # %% [markdown]
 # Not one text of the untrained model passes, and that is the control: a
 # grammar that accepts noise would be no judge. Of the trained model's,
-# *facts* pass most often, since each line stands on its own. A story or a sum
-# is refused for a single slip: a cup that was never there, a carry that got
-# lost. Sense is dearer than form, and buying more of it per dollar is what
-# the architecture in notebooks 03 to 06 is for.
+# *facts* pass most often, since each of their lines can be right by itself. A
+# story or a sum is refused for a single slip: a cup that was never there, a
+# carry that got lost. Sense costs more than form, and buying more of it per
+# dollar is what the architecture in notebooks 03 to 06 is for.
 #
 # Print a few with `write_documents(trained, 8)` and look for the broken rule.
 #
@@ -498,8 +522,13 @@ viz.play(
 #
 # Every notebook ends by entering one line in a ledger, computed by the
 # library from the real configuration of DeepSeek-V3. The first line is the
-# price of **not being clever**: all 671 billion parameters at work on each of
-# the 14.8 trillion tokens [TR], in 16-bit arithmetic.
+# baseline, the price of **not being clever**: all 671 billion parameters at
+# work on each of the 14.8 trillion tokens [TR], in 16-bit arithmetic (BF16).
+# It takes 6 operations per parameter and token, and it needs a rate. Meta's
+# dense Llama-3.1-405B reached 400 TFLOPS per H100 in BF16, that is 400
+# million million operations a second, or an **MFU** of 41 % [2nd]: *model
+# FLOPs utilisation* is what the model needs per second, as a share of what
+# the data sheet promises.
 #
 # **Guess before you run:** \$5.5 million was the claim. How much for the
 # plain way?
@@ -509,33 +538,50 @@ from minids3.sim import bill
 
 bill.show(upto="00")
 
-# %%
-line = bill.line_00()
-
 # %% tags=["fold"]
-viz.show(bill.figure(upto="00"), alt="One bar of GPU-hours on a log "
-         f"axis: a dense 671B model needs {line.gpu_hours / 1e6:.1f} "
-         f"million, or ${line.dollars / 1e6:.0f} million. A dashed mark at "
-         "2.788 million hours and $5.576 million is what the report says.")
+line = bill.line_00()
+viz.show(bill.figure(upto="00"), alt="One bar of GPU-hours from zero: a "
+         f"dense 671B model needs {line.gpu_hours / 1e6:.1f} million, or "
+         f"${line.dollars / 1e6:.0f} million. A dashed mark close to the "
+         "left end, at 2.788 million hours and $5.576 million, is what the "
+         "report says.")
 
 # %%
 ratio = line.gpu_hours / bill.PUBLISHED.gpu_hours
 print(f"The plain way costs {ratio:.1f} times the published figure.")
 
 # %% [markdown]
-# Somewhere in the next nineteen notebooks that factor has to be found, or the
-# article is wrong. Most of it turns up in notebook 04.
+# Somewhere in the next notebooks that factor has to be found, or the article
+# is wrong. Notebook 04 finds nearly all of it in the experts; FP8, balance and
+# the rest are entered as what the same run would have cost *without* them.
+#
+# ## The article, so far
+#
+# Ten claims, and none of them checked yet. You know what a claim costs if it
+# is wrong: a factor of fifteen.
+#
+# ## What became of it
+#
+# DeepSeek-V3 was released in December 2024. V3.2-Exp (September 2025) kept its
+# skeleton and let attention pick 2,048 tokens of the past. V4 (April 2026)
+# replaced attention, optimizer and number format; its sizes, 1.6T and 284B
+# parameters, are second-hand here. Hugging Face's documentation of GLM-5
+# (2026) describes V3's skeleton: latent attention, 256 experts of which 8
+# work, three dense layers first. So what you build is still in use, and each
+# notebook says at its end where the field went on. All of it as of November
+# 2026.
 #
 # ## Limits of what you saw
 #
 # - The corpora are **generated**. They are made to be measured, not to be
 #   interesting, and a model of them knows no English beyond them.
-# - 40 documents a domain and 32 samples are enough to tell 'nothing' from
-#   'nearly all', not to tell two good models apart. Notebook 19 does that.
+# - 40 documents a domain and 32 samples are enough to tell 'none' from
+#   'some', not to tell two good models apart. Notebook 19 will do that.
 # - 'The grammar accepts it' says that a text is possible, not that the model
 #   chooses among possible texts with the right frequencies. The loss does.
-# - The first line of the Bill is a rule of thumb, 6 FLOPs per parameter and
-#   token; notebook 02 takes it apart.
+# - The first line of the Bill is a rule of thumb, 6 operations (FLOPs) per
+#   parameter and token; notebook 02 takes it apart. Its rate is second-hand
+#   and another model's; an H800 would not have done better.
 #
 # ## References
 #

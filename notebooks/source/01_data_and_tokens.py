@@ -3,23 +3,23 @@
 #
 # {{badge}}
 #
-# > **Claim.** Sixty lines of Python learn the same 1,784 merges as the
-# > `tokenizers` package, to the last id. With them our corpus takes less than
-# > a third as many tokens as bytes. And because we know the grammar that
-# > wrote it, we can compute, before training anything, the loss that no model
-# > will beat.
+# > **Claim.** A loop around two functions of yours learns the first 600
+# > merges of the `tokenizers` package, and 51 lines of the library all 1,784,
+# > to the last id. With them our corpus takes less than a third as many
+# > tokens as bytes. And because we know the grammar that wrote it, we can
+# > compute, before training anything, the loss that no model will beat.
 #
-# **Takes** about 50 minutes; 'Run all' about a minute on one CPU core, no
-# GPU. **Needs** Python, and notebook 00 for how exercises work.
-# **Afterwards** you can train and apply a byte-level BPE, pack documents into
-# batches, compute the entropy of a grammar, and refuse to compare two losses
-# per token that were counted in different tokens.
+# **Takes** about 75 minutes, 43 of them for the exercises; 'Run all' about a
+# minute on one CPU core, no GPU. **Needs** Python, and notebook 00 for how
+# exercises work. **Afterwards** you can train and apply a byte-level BPE,
+# pack documents into batches, compute the entropy of a grammar, and refuse to
+# compare two losses per token that were counted in different tokens.
 
 # %%
 # SETUP
 
 # %% [markdown]
-# ## 1.0 Two teams report a loss
+# ## 1.0 Two teams report a loss: what one token is worth
 #
 # Two teams model the same stories. Both report their loss on the same unseen
 # documents, in nats per token:
@@ -53,8 +53,9 @@ for team, n in units.items():
 # %% [markdown]
 # The same number of nats. Both teams have the **same, perfect** model: it is
 # the grammar that wrote the stories, and it is as surprised by a document in
-# one notation as in the other. Red counts bytes, Blue counts words. Red has
-# spread one bill over four times as many payers.
+# one notation as in the other. Red counts bytes, Blue counts tokens, most of
+# which are whole words. Red has spread one bill over four times as many
+# payers.
 #
 # So before anybody trains anything, three questions need an answer: what is a
 # token, what is in a batch, and what is the lowest loss there is? This
@@ -84,7 +85,7 @@ viz.text_table(
 # Mind how differently they are made: a story is long words between spaces, a
 # sum is digits and signs. A good notation has to suit both.
 #
-# ## 1.2 Down to bytes
+# ## 1.2 From bytes to tokens
 #
 # A computer stores text as bytes: UTF-8 writes every character of every
 # script as one to four of them. There are only 256, so a model over bytes
@@ -151,10 +152,13 @@ for piece, n in pieces.most_common(6):
 # ### Exercise: count the neighbours
 #
 # Write `count_pairs`. `words` is a list of words, each a list of token ids;
-# `times[i]` says how often word i stands in the text. Return a dict from
+# `times[i]` says how often word i occurs in the text. Return a dict from
 # `(left, right)` to the number of times that pair of neighbours occurs in the
-# **text**. No pair crosses from one word to the next. (Ids 0 to 7 are control
-# tokens, 8 to 263 the bytes; everything from 264 up will be made by you.)
+# **text**. No pair crosses from one word to the next. So the words `[4, 5]`
+# and `[4, 5, 4]`, 10 times and once, have the pairs `(4, 5)` 11 times and
+# `(5, 4)` once. (Ids 0 to 7 are control tokens, 8 to 263 the bytes, in the
+# order of GPT-2's alphabet: printable ones first, so a space is 228 and `t`
+# is 91. Everything from 264 up will be made by you.)
 
 # %%
 # EXERCISE bpe-count-pairs
@@ -198,8 +202,8 @@ viz.show(fig, alt="Bar chart of the sixteen most frequent pairs of bytes. "
 #
 # Write `merge_pair`. It walks through `ids` from left to right and replaces
 # every occurrence of `pair` by the single token `new_id`, and returns a new
-# list. Mind what happens in `[4, 4, 4]` when the pair is `(4, 4)`: a token
-# that was used up cannot be used again.
+# list. With the pair `(4, 4)` and the new id 300, `[4, 4, 4, 5]` becomes
+# `[300, 4, 5]`: a token that was used up cannot be used again.
 
 # %%
 # EXERCISE bpe-merge
@@ -289,7 +293,7 @@ for n in (20, 100, 600):
         "merges.", dpi=90)
 
 # %% [markdown]
-# ### The same as the professionals'?
+# ### The same merges as the `tokenizers` package's?
 #
 # The package `tokenizers` does this in Rust, and the shipped tokenizer was
 # trained with it. **Predict:** how many of your 600 merges are the same, in
@@ -330,7 +334,9 @@ print(f"control, ties the other way:    {sum(where)} of {len(mine)} equal, "
 #
 # Write `encode_word`. `ids` is a word as byte tokens; `ranks` maps a pair to
 # its rank r, and merge number r makes token `first_id + r`. Go on until no
-# neighbouring pair has a rank. Your `merge_pair` is there to be used.
+# neighbouring pair has a rank. Your `merge_pair` is there to be used. With
+# `ranks = {(5, 6): 0, (4, 5): 1}` and `first_id = 264`, `[4, 5, 6]` becomes
+# `[4, 264]`: rank 0 goes first, although (4, 5) comes first in the word.
 
 # %%
 # EXERCISE bpe-encode
@@ -441,8 +447,9 @@ print(f"padding in rows of {T}: {wasted:.0%} of all positions")
 # Write `pack_documents`. Concatenate the documents into a stream of N tokens
 # and cut it into `inputs` `[R, T]`; `targets` `[R, T]` holds for each input
 # the token that comes **after it in the stream**. Use as many rows as
-# possible; a tail too short for a row is dropped. Every token but the first
-# should be predicted exactly once.
+# possible; a tail too short for a row is dropped. Every other token but the
+# first is predicted exactly once. `[1, 2, 3]` and `[4, 5, 6]` in rows of two
+# give inputs `[[1, 2], [3, 4]]` and targets `[[2, 3], [4, 5]]`; 6 is dropped.
 
 # %%
 # EXERCISE pack-documents
@@ -487,9 +494,9 @@ print("step 5000 is the same twice:",
 # A grammar is a choice, and after each option another choice, or the end. As
 # data: a node is a list of `(probability, rest)`, where `rest` is the next
 # node or `None`. Different choices always write different texts. Write
-# `grammar_entropy`: the entropy of the finished text in bits. After an option
-# of probability p you have paid -log2 p, and whatever follows is only paid by
-# those who got there.
+# `grammar_entropy`: the entropy of the finished text in bits (a fair coin,
+# `[(0.5, None), (0.5, None)]`, has 1). After an option of probability p you
+# have paid -log2 p, and whatever follows is only paid by those who got there.
 
 # %%
 # EXERCISE grammar-entropy
@@ -567,9 +574,9 @@ for domain in ("stories", "arithmetic", "code"):
 # %% [markdown]
 # White tokens are *certain* to somebody who understands. In the sum, all dice
 # are thrown in the first line; the working, the carry and the answer cost a
-# perfect reader nothing. To a bad model they cost a lot. The gap between a
-# model and the floor is therefore the part that can be **understood**, and
-# the floor is the part that can only be waited for.
+# perfect reader nothing. To a bad model they cost a lot. So the gap between a
+# model and the floor is what the model can still **learn**; the floor itself
+# is pure chance.
 #
 # (A choice that writes several tokens is booked on its first.)
 
@@ -721,7 +728,7 @@ viz.show(fig, alt="Loss of the same kind of model under five tokenizers, "
 # bits per byte, **because** the models compared have different tokenizers
 # (V3 0.548, Llama 3.1 405B 0.542, TR table 3).
 #
-# ### A tokenizer has a home
+# ### A tokenizer is at home in the texts it was trained on
 #
 # The control was slightly mean; here it is in full. Each row is a tokenizer
 # trained on one kind of text, each column a kind of text to be cut.
@@ -813,6 +820,23 @@ print(f"our training split is {times:,.0f} times smaller")
 # %% [markdown]
 # This line has no dollars yet. It is the D in the 6ND of the next notebook.
 # (Three quarters of a word per token is a rule of thumb for English.)
+#
+# ## The article, so far
+#
+# It says nothing about tokens, and everything it says about cost depends on
+# them: claim 3, \$5.5 million, is a price for 14.8 trillion tokens and for no
+# other number. That number is the report's own and cannot be checked from
+# outside.
+#
+# ## What became of it
+#
+# Byte-level BPE is still how text gets into these models: V3.2 (2025) went on
+# from V3's checkpoint, tokenizer included. What changed is what tokens are
+# *for*. Engram (DeepSeek, January 2026, repository) looks up short sequences
+# of tokens in a table by a hash, as a second way to have many parameters and
+# use few, and V4 (April 2026, Hugging Face's documentation) routes its first
+# three layers of experts by a hash of the token id. The 4-grams of section
+# 1.6 are back, as memory.
 #
 # ## Limits of what you saw
 #

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 03 · Remember the negative, not the print
+# # 03 · Latent attention: remember the negative, not the print
 #
 # {{badge}}
 #
@@ -11,7 +11,7 @@
 # > its multi-head twin. Let position into what is folded, and the two ways
 # > disagree by more than 30 %.
 #
-# **Takes** about 60 minutes to work through; 'Run all' about 2.5 minutes on
+# **Takes** about 75 minutes to work through; 'Run all' about 2.5 minutes on
 # two CPU cores. **Needs** notebook 02 (attention and RoPE). **Afterwards**
 # you can write both forms of latent attention, say what each costs, compute
 # any model's cache per token in your head, and explain why 64 of the 576
@@ -21,7 +21,7 @@
 # SETUP
 
 # %% [markdown]
-# ## 3.0 The number that hurts
+# ## 3.0 The number that hurts: two users
 #
 # A reader with one 80 GB GPU wants to serve a model with 128 heads of size
 # 128 and 61 layers. Half of the memory is to hold what the model remembers
@@ -44,7 +44,7 @@ print(f"users in 40 GB:  {BUDGET // mha:.0f}")
 # for its memory most of the time. Everything in this notebook is about that
 # number.
 #
-# ## 3.1 What has to be remembered
+# ## 3.1 The cache: what has to be remembered
 #
 # To attend, a new token compares its query with the **key** of every
 # earlier token and averages their **values**. Queries of earlier tokens are
@@ -182,7 +182,7 @@ print(f"by way of 1,536 numbers:        {narrow / 1e6:6.1f}M "
       f"in each of 61 layers")
 
 # %% [markdown]
-# ## 3.3 Making the prints
+# ## 3.3 Naive attention: rebuild the keys and values
 #
 # Now attend. From each of the S latents, `w_kv_b` `[H · (dn + dv), C]`
 # rebuilds what every head wants: dn numbers of key and dv of value. The
@@ -278,12 +278,13 @@ gap = (layer - expected).abs().max().item()
 print("a layer of yours equals the reference within 1e-5:", gap < 1e-5)
 
 # %% [markdown]
-# ## 3.4 What has been saved
+# ## 3.4 What has been saved: MHA, GQA and MLA
 #
-# Three ways to keep the past are in use. **MHA** keeps a key and a value
-# per head. **GQA**, grouped-query attention, lets a group of query heads
-# share one key-value head: Llama-3.1-405B has 128 heads and 8 key-value
-# heads. And MLA keeps the latent and the rotary key.
+# When V3 came out, three ways to keep the past were in use. **MHA**,
+# multi-head attention, keeps a key and a value per head. **GQA**,
+# grouped-query attention, lets a group of query heads share one key-value
+# head: Llama-3.1-405B has 128 heads and 8 key-value heads. And MLA keeps the
+# latent and the rotary key. (More ways have come since: see the end.)
 #
 # **Guess:** GQA with 8 of 128 heads is 16 times smaller than MHA. MLA's
 # latent has 512 + 64 numbers. As many key-value heads of 128 as ...?
@@ -295,7 +296,7 @@ print("a layer of yours equals the reference within 1e-5:", gap < 1e-5)
 # Write `cache_bytes`: the bytes one token of context takes over all layers.
 # `kind` is `"mha"`, `"gqa"` or `"mla"`. Keys and values are `head_dim`
 # wide, a latent `latent`, a rotary key `rotary`; a number takes `size`
-# bytes.
+# bytes. For V3 the result is 70,272.
 
 # %%
 # EXERCISE mla-cache-size
@@ -314,23 +315,25 @@ per_token = {name: cache_bytes(*model, 512, 64)
              for name, model in sizes.items()}
 # V3's keys are 192 wide (128 + 64), its values 128.
 per_token = {"MHA, keys of 192": 61 * 128 * (192 + 128) * 2} | per_token
+# FlashMLA's line: 512 in FP8, four fp32 scales, 64 rotary numbers in BF16.
+per_token["DeepSeek-V3, FP8 cache"] = 61 * (512 + 4 * 4 + 64 * 2)
 mla = per_token["DeepSeek-V3, MLA"]
 for name, n_bytes in per_token.items():
-    print(f"{name:22}{n_bytes:>10,} bytes a token  {n_bytes / mla:6.2f}x")
+    print(f"{name:23}{n_bytes:>10,} bytes a token  {n_bytes / mla:6.2f}x")
 print(f"MLA is as small as GQA with {576 / (2 * 128):.2f} heads of 128")
 
 # %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 2.7))
-roles = ["baseline", "baseline", "published", "published", "ours"]
-ax.barh(range(5), [b / 1000 for b in per_token.values()], height=0.6,
+roles = ["baseline"] * 2 + ["published"] * 2 + ["ours"] * 2
+ax.barh(range(6), [b / 1000 for b in per_token.values()], height=0.6,
         color=[viz.COLORS[role] for role in roles])
 for row, n_bytes in enumerate(per_token.values()):
     ax.annotate(f"{n_bytes / 1000:,.0f}", (n_bytes / 1000, row), (5, 0),
                 va="center", textcoords="offset points")
-ax.set_yticks(range(5), per_token)
+ax.set_yticks(range(6), per_token)
 ax.set_xlim(0, 5600)
 ax.xaxis.set_major_formatter("{x:,.0f}")
-ax.set_xlabel("cache per token (thousand bytes, BF16)")
+ax.set_xlabel("cache per token (thousand bytes; BF16 but for the last)")
 ax.invert_yaxis()
 ax.grid(axis="y", visible=False)
 viz.show(fig, alt="Cache per token in thousand bytes: " +
@@ -341,13 +344,15 @@ viz.show(fig, alt="Cache per token in thousand bytes: " +
 # 70,272 bytes is also what the hardware paper prints for V3 (70.272 KB,
 # ISCA), as are Qwen's and Llama's figures. Its ratio to Llama, 7.28, is
 # not: 516,096 / 70,272 is 7.34. Small slips like that are why this workbook
-# computes and does not copy.
+# computes and does not copy. The last bar is how FlashMLA, DeepSeek's own
+# kernels, keep V3's cache since September 2025: the latent in FP8 with a scale
+# for every 128 numbers, 656 bytes a token and layer.
 #
-# ## 3.5 The price, and a pair of brackets
+# ## 3.5 What rebuilding costs, and a pair of brackets
 #
-# The negative is small, but the prints cost. For every new token the naive
-# path rebuilds the keys and values of the *whole* past: C · H · (dn + dv) =
-# 16.8 million multiply-adds per cached token and layer at V3's sizes.
+# The negative is small, but the prints cost work. For every new token the
+# naive path rebuilds the keys and values of the *whole* past: C · H · (dn +
+# dv) = 16.8 million multiply-adds per cached token and layer at V3's sizes.
 # Keeping the prints would give the memory back.
 #
 # **Predict** which share of the work at a decoding step is rebuilding, and
@@ -369,7 +374,7 @@ print(f"share of rebuilding:       {rebuild / (rebuild + attention):.1%}")
 #
 # The same number with the brackets moved. On the left a matrix is applied
 # to every cached `c`. On the right it is applied **once**, to the query,
-# which becomes C wide and then meets the latents as they lie in the cache.
+# which becomes C wide and then meets the latents just as the cache holds them.
 # The values are no different: a weighted sum of `W_UV c_s` is `W_UV`
 # applied to the weighted sum of the `c_s`.
 #
@@ -447,7 +452,7 @@ print("20 random layers, largest disagreement below 1e-5:", worst < 1e-5)
 # (R_t q) · (R_s W_UK c)  =  (W_UKᵀ R_{t−s} q) · c
 # ```
 #
-# A rotation now stands *between* query and matrix, and it depends on both
+# There is now a rotation *between* query and matrix, and it depends on both
 # positions. We can still fold, but only for one distance t − s at a time.
 # Below, the query is folded for distance 0, then for distance 20, and its
 # scores are compared with the true ones at every distance.
@@ -626,9 +631,10 @@ viz.show(fig, alt="Multiply-adds of one layer against length, log-log. One "
 
 # %% tags=["nbval-check-output"]
 one, prompt = (count_macs(t, 4096, *V3_SIZES) for t in (1, 4096))
-print(f"1 query on 4,096:     naive is {one[0] / one[1]:.0f} times dearer")
-print(f"4,096 queries:     absorbed is {prompt[1] / prompt[0]:.1f} times "
-      "dearer")
+print(f"1 query on 4,096:     naive takes {one[0] / one[1]:.0f} times "
+      "as much")
+print(f"4,096 queries:     absorbed takes {prompt[1] / prompt[0]:.1f} times "
+      "as much")
 turn = next(t for t in range(1, 4096)
             if count_macs(t, 65536, *V3_SIZES)[0]
             < count_macs(t, 65536, *V3_SIZES)[1])
@@ -842,7 +848,7 @@ print(PROMPT + generate(model, tok, PROMPT, max_new_tokens=60,
 # ## 3.12 Play: how many users fit?
 #
 # Back to the opening number. Memory for the cache, divided by what one
-# user's text takes. First standing still, then with sliders.
+# user's text takes. First as a figure, then with sliders.
 
 # %%
 contexts = [1024 * 2**i for i in range(8)]
@@ -920,6 +926,25 @@ bill.show(upto="03")
 # 138 users instead of 1 or 2. It is the first of the ideas behind the
 # article's other price, \$0.14 and \$0.28 per million tokens.
 #
+# ## The article, so far
+#
+# Claim 8 (\$0.14 in, \$0.28 out) needs many users on one GPU, and this is what
+# lets them in. Whether the price covers the cost is notebook 16. Of claim 7,
+# the frugal architecture, one part is settled: a cache 71 times smaller than
+# multi-head attention's with the same heads.
+#
+# ## What became of it
+#
+# MLA stayed until V3.2. V3.2-Exp (September 2025) put a *lightning indexer*
+# before it: small FP8 dot products choose 2,048 tokens of the past, and MLA
+# attends to those only; GLM-5 (2026) uses both (Hugging Face's
+# documentation). V4 (April 2026) gave MLA up: one vector of 512 numbers is key
+# and value at once, entries stand for several tokens (4 or 128 to 1), and the
+# last 128 tokens are kept whole. Its pages say 10 % of V3.2's cache at a
+# million tokens (second-hand). Kimi K3 and Qwen3.5 mix in linear attention,
+# whose memory does not grow with the text at all. Notebook 20 will build the
+# indexer on your cache. As of November 2026.
+#
 # ## What this does not show
 #
 # - That MLA is as good as MHA at scale. Ours is a tiny model on a language
@@ -948,5 +973,5 @@ bill.show(upto="03")
 # - Shazeer 2019, arXiv 1911.02150: section 3 (multi-query attention).
 # - Su et al. 2021, arXiv 2104.09864: section 3.2 (RoPE).
 #
-# **Next:** `04_mixture_of_experts`, where 671 billion parameters stay, and
-# only 37 billion of them work for a token.
+# **Next:** [04 · Mixture of experts](04_mixture_of_experts.ipynb), where 671
+# billion parameters stay, and only 37 billion of them work for a token.

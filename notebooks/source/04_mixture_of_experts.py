@@ -1,25 +1,25 @@
 # %% [markdown]
-# # 04 · Many experts, few at work
+# # 04 · Mixture of experts: many experts, few at work
 #
 # {{badge}}
 #
 # > **Claim.** At equal FLOPs per token, on the same data for the same number
 # > of steps, a mixture of experts remembers at least **8 points** more of an
 # > almanac of 8,192 facts than a dense model. Let dice choose the experts
-# > instead, with the very same weights and FLOPs, and it falls at least
-# > **15 points** *below* the dense one.
+# > instead, anew for every token, in a model of the same size and cost, and
+# > it ends at least **15 points** *below* the dense one.
 #
-# **Takes** about 60 minutes to work through; 'Run all' about two minutes
-# on two CPU cores. **Needs** notebook 02 (SwiGLU, the training loop).
-# **Afterwards** you can write DeepSeek-V3's gate, its group limit, dispatch
-# and combine, say what 671B and 37B count, and explain what experts buy and
-# what they do not.
+# **Takes** about 75 minutes to work through, 40 of them for the exercises;
+# 'Run all' about three minutes on two CPU cores. **Needs** notebook 02
+# (SwiGLU, the training loop). **Afterwards** you can write DeepSeek-V3's
+# gate, its group limit, dispatch and combine, say what 671B and 37B count,
+# and explain what experts buy and what they do not.
 
 # %%
 # SETUP
 
 # %% [markdown]
-# ## 4.0 A head that is too small
+# ## 4.0 A head that is too small: what feed-forward weights store
 #
 # Where does a model keep what it knows? Largely in its feed-forward weights.
 # To see them fill up we need knowledge without grammar: an **almanac**. Two
@@ -69,6 +69,7 @@ from minids3.config import get_config
 from minids3.model import Transformer
 from minids3.sim import flops, parameters
 from minids3.train import TrainConfig, Trainer
+from tqdm.auto import trange
 
 STEPS, SEED = 500, 0
 base = get_config("mini_dense", vocab_size=388, hidden_size=64,
@@ -105,7 +106,7 @@ def learn(name, model):
     """Train for STEPS steps and note every 50 what is known."""
     run = Trainer(model, plan, Almanac())
     curves[name] = [known(model.eval())]
-    for step in range(50, STEPS + 1, 50):
+    for step in trange(50, STEPS + 1, 50, desc=name, unit="50 steps"):
         run.fit(until=step, progress=False)
         curves[name].append(known(model))
     runs[name] = run
@@ -119,6 +120,7 @@ for name, cfg in (("dense", small), ("dense, wide", large)):
 STYLE = {"dense": ("o-", viz.COLORS["baseline"]),
          "dense, wide": ("^:", viz.COLORS["muted"]),
          "experts": ("s-", viz.COLORS["ours"]),
+         "frozen gate": ("d-.", viz.PALETTE[5]),
          "dice": ("x--", viz.COLORS["control"])}
 
 
@@ -129,13 +131,18 @@ def cost(cfg):
 # %% tags=["fold"]
 def draw_known(names):
     fig, ax = plt.subplots(figsize=(7.4, 3.5))
+    taken = []  # heights of labels, so that no two overlap
     for name in names:
         mark, color = STYLE[name]
+        end = 100 * curves[name][-1]
         ax.plot(range(0, STEPS + 1, 50), [100 * k for k in curves[name]],
                 mark, ms=5, color=color)
-        ax.annotate(f"{name} {100 * curves[name][-1]:.0f} %",
-                    (STEPS, 100 * curves[name][-1]), (8, 0), va="center",
-                    textcoords="offset points", color=color)
+        at = end
+        while any(abs(at - other) < 7 for other in taken):
+            at -= 1
+        taken.append(at)
+        ax.annotate(f"{name} {end:.0f} %", (STEPS, at), (8, 0),
+                    va="center", textcoords="offset points", color=color)
     ax.set(xlabel="training step", ylabel="facts known (percent)",
            xlim=(0, STEPS * 1.24), ylim=(0, 104))
     ax.set_xticks(range(0, STEPS + 1, 100))
@@ -151,7 +158,7 @@ print(f"a token costs {cost(small) / 1e6:.2f} MFLOP in the small model and "
 
 # %% [markdown]
 # Weights are room for facts, and the wide model has plenty. But look at the
-# bill below the figure: **every** token is multiplied by **every** weight,
+# cost below the figure: **every** token is multiplied by **every** weight,
 # five times as many. Asked for one town's river, the model also works through
 # what it keeps about two thousand other towns.
 #
@@ -207,7 +214,7 @@ for chosen, crowd in ((2, 16), (8, 64), (8, 256)):
 #
 # ## 4.2 The gate: every expert is asked alone
 #
-# For each token u a matrix `[E, D]` gives E numbers, one affinity per expert.
+# For each token a matrix `[E, D]` gives E numbers, one affinity per expert.
 # A softmax would make the experts rivals: one rises, all others fall.
 # DeepSeek-V3 gives each a **sigmoid** of its own (TR eq. 15). Below, the
 # affinity of expert 0 is moved and nothing else. **Predict** what the other
@@ -238,8 +245,8 @@ viz.show(fig, alt="Scores of eight experts while the affinity of expert 0 "
 
 # %% [markdown]
 # Then three small steps. **Choose** the K largest of `score + bias`. The bias
-# has one number per expert and starts at zero; notebook 05 will use it to
-# keep experts evenly busy, by a nudge to the popular and the idle.
+# has one number per expert and starts at zero; notebook 05 will use it to even
+# out the load, pushing popular experts down and idle ones up.
 # **Weigh** the chosen K by their scores *without* the bias, divided by their
 # sum. **Scale** by a constant, 2.5 in DeepSeek-V3's code (the report does
 # not mention it).
@@ -251,7 +258,8 @@ viz.show(fig, alt="Scores of eight experts while the affinity of expert 0 "
 # Write `moe_gate`. `x` is `[N, D]`, `weight` `[E, D]`, `bias` `[E]` (or
 # `[N, E]`, a row for each token: broadcasting does that for you). Return the
 # weights `[N, K]` and the chosen experts `[N, K]`, best choice first. Each
-# token's weights add up to `scale`.
+# token's weights add up to `scale`. With two equal scores chosen and a scale
+# of 2.5 the weights are `[1.25, 1.25]`, whatever the bias is.
 
 # %%
 # EXERCISE moe-gate
@@ -301,13 +309,15 @@ viz.show(fig, alt="Weights of eight experts as the bias of expert 4 goes "
 # too long. Balance and quality would be tied together again, which is what
 # the bias was invented to avoid.
 #
-# ## 4.3 At most four nodes
+# ## 4.3 The group limit: at most four nodes
 #
-# In training, DeepSeek-V3's 256 experts live on 64 GPUs, 32 to a node of
-# eight (TR section 3.2). Within a node a token travels over NVLink, between
-# nodes over InfiniBand, 3.2 times slower. So a token may use experts on **at
-# most four** of the eight nodes. Each node's group of 32 gets a score, the
-# sum of its two best `score + bias`; the four best groups stay open.
+# In training, DeepSeek-V3's 256 experts are spread over 64 GPUs, 32 to a
+# **node**, a machine with eight GPUs (TR section 3.2). Within a node a token
+# travels over **NVLink**, the link between a machine's GPUs, and between
+# nodes over **InfiniBand**, the network, 3.2 times slower. So a token may use
+# experts on **at most four** of the eight nodes. Each node's group of 32 gets
+# a score, the sum of its two best `score + bias`; the four best groups stay
+# open.
 
 # %% [markdown]
 # EXERCISE text
@@ -317,6 +327,8 @@ viz.show(fig, alt="Weights of eight experts as the bias of expert 4 goes "
 # E / n_group experts are group 0, and so on. A group's score is the sum of
 # its two largest values. Keep the `topk_group` best groups of each token,
 # put −∞ in the others, and return `[N, E]`. A group may have a single expert.
+# With two groups, of which one stays, `[0.9, 0.1, 0.6, 0.5]` becomes
+# `[−∞, −∞, 0.6, 0.5]`: 1.1 beats 1.0.
 
 # %%
 # EXERCISE moe-groups
@@ -381,19 +393,22 @@ for name, nodes in mean.items():
 
 # %% [markdown]
 # Fewer copies over the slow links, and a smaller choice: that is a trade, and
-# we will price it in section 4.6.
+# we will price it in section 4.6. Not always four, by the way: the four best
+# groups are *open*, but nobody has to be chosen in each, and for one token in
+# thirty all eight experts come from three of them.
 #
 # ## 4.4 Dispatch: sort, and remember the way back
 #
 # N tokens with K experts each make N·K **pairs**. Computing pair by pair
 # would multiply one vector by one matrix at a time, the slowest thing a
-# processor can do. So pairs are *sorted by expert*: each expert's inputs lie
-# side by side and go through in one product. Nothing is dropped, however
-# crowded an expert gets; DeepSeek-V3 drops no token (TR section 2.1.2).
+# processor can do. So pairs are *sorted by expert*: each expert's inputs are
+# neighbours in memory and go through in one product. Nothing is dropped,
+# however crowded an expert gets; DeepSeek-V3 drops no token (TR section
+# 2.1.2).
 #
 # Pair `n·K + k` is token n with its k-th choice. Two questions look alike and
-# are not: *which pair stands at place p?* (`order`) and *at which place
-# stands pair i?* (`inverse`).
+# are not: *which pair is at place p?* (`order`) and *at which place is pair
+# i?* (`inverse`).
 
 # %% [markdown]
 # EXERCISE text
@@ -402,7 +417,8 @@ for name, nodes in mean.items():
 # Write `plan_dispatch`. `indices` is `[N, K]`. Return `order` `[N·K]`,
 # `inverse` `[N·K]` and `counts` `[E]`, how many pairs each of the
 # `n_experts` experts got; an expert nobody chose counts 0. Pairs of the same
-# expert keep their old order.
+# expert keep their old order. For `[[2, 0], [0, 2]]` and three experts the
+# order is `[1, 2, 0, 3]`, the inverse `[2, 0, 1, 3]`, the counts `[2, 0, 2]`.
 
 # %%
 # EXERCISE moe-dispatch
@@ -451,11 +467,11 @@ viz.show(fig, alt="Twenty token-expert pairs, above in the order of "
 
 # %%
 def run_experts(rows, counts, gate_up, down):
-    """Each expert's SwiGLU on its own stretch of rows [N*K, D]."""
+    """Each expert's SwiGLU on its own block of rows [N*K, D]."""
     done = []
-    stretches = rows.split(counts.tolist())
-    for stretch, w_in, w_out in zip(stretches, gate_up, down):
-        gate, up = (stretch @ w_in.T).chunk(2, -1)
+    blocks = rows.split(counts.tolist())
+    for block, w_in, w_out in zip(blocks, gate_up, down):
+        gate, up = (block @ w_in.T).chunk(2, -1)
         done.append((F.silu(gate) * up) @ w_out.T)
     return torch.cat(done)
 
@@ -562,12 +578,15 @@ for name, cfg in (("dense", small), ("experts", experts_cfg),
           f"{cost(cfg) / 1e6:5.3f} MFLOP per token")
 
 # %% [markdown]
-# The **control** takes the routing away and nothing else: the same experts,
-# weights and FLOPs, but *dice* choose three experts for each token, anew each
-# time.
+# Two **controls** take something from the gate. With a **frozen gate** the
+# gate stays at its random start: the same question still goes to the same
+# experts, but nobody has learned which. With **dice** three experts are drawn
+# for each token, anew each time, in training and when we test, and weigh the
+# same. Both have as many parameters and cost as many FLOPs.
 #
-# **Predict** an order before you run: dense, experts, dice. If what counts is
-# the number of parameters, dice and experts should be close.
+# **Predict** an order before you run: dense, experts, frozen gate, dice. If
+# what counts is the number of parameters, the last three should be close. If
+# what counts is a clever choice, the frozen gate should be far behind.
 #
 # In training, a gate that favours some experts at the start keeps feeding
 # them. The library's trainer moves the biases after each step to keep the
@@ -596,8 +615,12 @@ def with_experts(gate):
     return model
 
 
-for name, gate in (("experts", MyGate), ("dice", Dice)):
-    learn(name, with_experts(gate))
+learn("experts", with_experts(MyGate))
+frozen = with_experts(MyGate)
+for layer in frozen.layers:
+    layer.mlp.gate.weight.requires_grad_(False)
+learn("frozen gate", frozen)
+learn("dice", with_experts(Dice))
 
 # %% tags=["fold"]
 fig = draw_known(STYLE)
@@ -610,16 +633,17 @@ for name, run in runs.items():
     print(f"{name:12} {final[name]:5.1f} % known, loss {loss:.2f} nats")
 
 # %% [markdown]
-# **The band.** Over three seeds the model with experts ended at 52 to 55 % of
-# the facts, the dense one at 40 to 42 %, dice at 17 %, the wide one at 96 to
+# **The band.** Over three seeds (`SEED = 0, 1, 2` in section 4.0) the model
+# with experts ended at 52 to 55 % of the facts, the frozen gate at 52 to
+# 57 %, the dense model at 40 to 42 %, dice at 17 %, the wide one at 96 to
 # 98 %. The smallest lead of the experts over dense was 12 points, the
-# smallest fall of the dice below it 22.
-# The notebook asks for **8** and **15**.
+# smallest distance of the dice below it 22. The notebook asks for **8** and
+# **15**.
 #
-# The group limit has its price too. With the library's layer and the same
-# three seeds, 54 to 58 % were known when any expert could be chosen, and 52
-# to 55 % with four groups of eight. DeepSeek-V3 pays it for the network's
-# sake.
+# The group limit has its price too. With the same three seeds, 54 to 58 % were
+# known when any expert could be chosen (`n_group=1, topk_group=1` in
+# `experts_cfg`), and 52 to 55 % with four groups of eight. DeepSeek-V3 pays it
+# for the network's sake.
 
 # %% tags=["nbval-check-output"]
 gain = final["experts"] - final["dense"]
@@ -629,14 +653,22 @@ end = {name: sum(run.history.train_loss[-20:]) / 20
 print("experts know at least 8 points more than dense:", gain >= 8)
 print("and their loss is lower:", end["experts"] < end["dense"])
 print("dice know at least 15 points less than dense:", loss_of >= 15)
+print("a frozen gate is within 8 points of one that learns:",
+      abs(final["frozen gate"] - final["experts"]) < 8)
 print("the wide model, at five times the FLOPs, knows most:",
       final["dense, wide"] == max(final.values()))
 
 # %% [markdown]
-# So it is not the number of parameters that helps: dice had them all. It is
-# that a token meets **the same experts again** when it comes back. Under
-# dice, each expert sees every fact now and then, has to be right for all of
-# them, and is asked for something it has never kept.
+# So it is not the number of parameters that helps: dice had them all. And it
+# is not a clever choice either: the frozen gate had none. It is that a token
+# meets **the same experts again** when it comes back. Under dice, each expert
+# sees every fact now and then, has to be right for all of them, and is asked
+# for something it has never kept.
+#
+# The towns have nothing in common, so any fixed division of them serves as
+# well as another. For the *right* experts to matter, the data must have a
+# structure that experts can take apart; notebook 05 looks for it in the
+# corpus.
 #
 # And it is no magic. The wide model, with as many parameters and all of them
 # at work, is far ahead of both. Experts buy room at the price of the small
@@ -681,13 +713,13 @@ by_ask = torch.stack([used[ask == q].mean(0) for q in range(4)])
 column = (by_ask.argmax(0) * 10 - by_ask.amax(0)).argsort()
 
 # %% tags=["fold"]
-fig, axes = plt.subplots(1, 2, figsize=(10, 3.9),
+fig, axes = plt.subplots(1, 2, figsize=(10, 4.6),
                          gridspec_kw={"width_ratios": [2, 1]})
 axes[0].imshow(used[:24][:, column], cmap="Blues", aspect="auto", vmin=0)
 axes[0].set(title="chosen experts", ylabel="town, question",
             xlabel="expert (sorted by the question it gets most)")
 axes[0].set_yticks(range(24), [say(f).split("?")[0] for f in range(24)],
-                   fontsize=6.5)
+                   fontsize=7.5)
 axes[0].grid(visible=False)
 for i, name in enumerate(("learnt", "shuffled")):
     axes[1].bar(torch.arange(3) + 0.4 * i - 0.2,
@@ -709,11 +741,12 @@ print(f"busiest expert: {busy.max():.1f} times the mean load, "
       f"laziest {busy.min():.2f}")
 
 # %% [markdown]
-# A little of everything, and nothing by name. Fully told would be 2 bits for
-# the question and 6 for a syllable; in our run an expert tells 0.2 of the one
-# and 0.85 of each of the others, an eighth of a bit of it chance. No expert
-# *is* the rivers. The gate has cut the space of questions into regions, and
-# all it needs is that the same question falls into the same ones each time.
+# A little about each, and no expert specialises in one. Fully told would be 2
+# bits for the question and 6 for a syllable; in our run an expert tells 0.2
+# of the one and 0.85 of each of the others, an eighth of a bit of it chance.
+# No expert *is* the rivers. The gate has cut the space of questions into
+# regions, and all it needs is that the same question ends up in the same ones
+# each time.
 #
 # ## 4.8 671 billion, and the part that works
 #
@@ -804,8 +837,8 @@ ax.add_patch(plt.Rectangle((edge, 0), 1 - edge, 1, ec="white", lw=0.8,
                            fc=viz.COLORS["baseline"]))
 ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal",
        title="671B: area = parameters")
-ax.set_xlabel("grey 256 routed experts, blue the 8 of one token,\n"
-              "orange strip everything else")
+ax.set_xlabel("grey 256 routed experts, blue the 8 of one token (in\n"
+              "each layer its own eight), orange strip everything else")
 ax.grid(visible=False)
 for spine in ax.spines.values():
     spine.set_visible(False)
@@ -892,16 +925,6 @@ viz.play(one_layer, experts=[8, 16, 32, 64, 128, 256, 512],
          top_k=(1, 16, 1), shared=(0, 4, 1))
 
 # %% [markdown]
-# One thing to try in section 4.6: freeze the gate at its random start
-# (`layer.mlp.gate.weight.requires_grad_(False)` for every layer) and train
-# again. Over three seeds we measured 52 to 57 % of the facts known, no worse
-# than the 52 to 55 % of the gate that learns. The towns have nothing in
-# common, so any fixed division of them serves as well as another: as far as
-# three seeds can tell, the gain comes from *sending the same question to the
-# same experts*, not from sending it to the right ones. For that the data must
-# have a structure that experts can take apart; notebook 05 looks for it in
-# the corpus.
-#
 # ## 4.10 The Bill
 #
 # What do 37B instead of 671B cost? Notebook 02's count, with the real model:
@@ -923,10 +946,11 @@ bill.show(upto="04")
 # %% tags=["fold"]
 fig = bill.figure(upto="04")
 line = bill.line_04()
-viz.show(fig, alt="Bars of H800 GPU-hours on a log axis: dense by 6ND and "
-         "counted, both at about 43 million hours; with 8 of 256 experts "
-         f"{line.gpu_hours / 1e6:.3f} million, just left of the dashed "
-         "line at the published 2.788 million in all.")
+viz.show(fig, alt="Bars of GPU-hours from zero: dense by 6ND and counted, "
+         "both at about 41.5 million hours; with 8 of 256 experts "
+         f"{line.gpu_hours / 1e6:.3f} million, a stub that ends at the "
+         "dashed line of the published 2.788 million in all, with a pale "
+         "bar behind it for the same run without experts.")
 
 # %% [markdown]
 # 2.674 million hours, against 2.664 million published for pre-training
@@ -934,23 +958,44 @@ viz.show(fig, alt="Bars of H800 GPU-hours on a log axis: dense by 6ND and "
 # very run*, so the two had to meet. What the line proves is that we count
 # FLOPs as they do. What it does show on its own is the factor of sixteen:
 # at any rate, this many parameters without experts would have cost
-# sixteen times as much arithmetic. Whether experts can *reach* such a rate,
-# with tokens flying between 64 GPUs, is what notebooks 05, 11 and 14 are for.
+# sixteen times as much arithmetic. In hours we compare with a dense model at
+# a dense model's rate in BF16, 400 TFLOPS; that V3 kept nearly that rate
+# (385), with tokens travelling between 64 GPUs, is the work of notebooks 05,
+# 11 and 14 and of FP8.
+#
+# ## The article, so far
+#
+# **Claim 1, 671B parameters: true**, counted twice to the last parameter, and
+# only 37 billion of them work on any one token. **Claim 3, \$5.5 million:**
+# the arithmetic of such a model fits the published hours; a dense one would
+# have cost fifteen times as much.
+#
+# ## What became of it
+#
+# Fine-grained experts with a shared one are the common design now: GLM-5
+# (2026) has V3's 256 with 8 at work. V4 (April 2026) keeps the bias that only
+# chooses, replaces the sigmoid by the root of a softplus, and in its first
+# three layers of experts lets a **hash of the token id** choose (Hugging
+# Face's documentation): a fixed division that nobody learned. That is your
+# frozen gate, shipped on purpose. DeepSeek's Engram (January 2026) adds a
+# table that is looked up by a hash of several tokens, as a second axis beside
+# experts.
 #
 # ## What this does not show
 #
 # - The almanac is the best case: nothing but facts to keep. On the workbook's
 #   own corpus, which is more grammar than knowledge, the same comparison was
-#   a **draw**. Two layers of width 64, 300 steps, 32 experts
-#   of which 3 work plus a shared one: over three seeds the experts ended at
-#   0.743 to 0.763 nats per token on unseen text, the dense model of equal
-#   FLOPs at 0.742 to 0.749, and one as large as all experts together at
-#   0.732 to 0.769. Where feed-forward room is not what is missing, experts
-#   have nothing to add.
+#   a **draw**. Two layers of width 64, 300 steps, 32 experts of which 3 work
+#   plus a shared one: over three seeds the experts ended at 0.743 to 0.763
+#   nats per token on unseen text, the dense model of equal FLOPs at 0.742 to
+#   0.749, and one as large as all experts together at 0.732 to 0.769. Where
+#   feed-forward room is not what is missing, experts have nothing to add.
+# - Dice take the gate's weights away together with its choice, and roll again
+#   when we test. The frozen gate is the finer control.
 # - Equal FLOPs are not equal time. On this CPU the model with experts takes
 #   about twice as long per step as the dense one, for sorting and 64 small
 #   products.
-# - Memory is not saved. All 671B parameters must lie somewhere, and be
+# - Memory is not saved. All 671B parameters must be kept somewhere, and be
 #   updated by the optimizer.
 # - We did not compare coarse with fine experts, or with and without the
 #   shared one; DeepSeekMoE (section 4) does, at scale.
@@ -966,4 +1011,5 @@ viz.show(fig, alt="Bars of H800 GPU-hours on a log axis: dense by 6ND and "
 # - Insights into DeepSeek-V3, arXiv 2505.09343v2: tables 2 and 4.
 # - DeepSeek-V3 repository: `inference/model.py`, class `Gate` (the scale).
 #
-# **Next:** `05_load_balancing`, where some experts are loved too much.
+# **Next:** [05 · Load balancing](05_load_balancing.ipynb), where some experts
+# are too popular.

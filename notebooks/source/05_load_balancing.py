@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 05 · Nobody waits, nobody idles: load balancing without a loss
+# # 05 · Load balancing without a loss: nobody waits, nobody idles
 #
 # {{badge}}
 #
@@ -11,7 +11,7 @@
 # > without a gradient, and the loss stays within **0.06 nats** of the run
 # > that was left alone.
 #
-# **Takes** about 50 minutes to work through; 'Run all' about 2 minutes on
+# **Takes** about 65 minutes to work through; 'Run all' about 2 minutes on
 # two CPU cores. **Needs** notebook 04 (gate, top-k, experts).
 # **Afterwards** you can measure a load, write the bias update and the
 # sequence-wise loss of DeepSeek-V3, say what each of the two is for, and
@@ -137,7 +137,7 @@ print(f"{idle} of 32 experts get less than a tenth of their share")
 # stays as bad as it was. On one CPU that is a pity. On a cluster, where
 # every expert has a GPU of its own, it is an empty GPU beside a queue.
 #
-# ## 5.1 How full is the fullest?
+# ## 5.1 MaxVio: how full is the fullest expert?
 #
 # A layer is done when its **fullest** expert is done, so that is what the
 # usual measure looks at (LFB):
@@ -154,6 +154,8 @@ print(f"{idle} of 32 experts get less than a tenth of their share")
 # Write `layer_violation`. `indices` is `[L, N, K]`: for each of L layers,
 # the K experts that each of N tokens chose. Count the load of all
 # `n_experts` experts, the unused ones included, and return MaxVio as `[L]`.
+# One layer, two tokens and four experts: for `[[[0, 1], [0, 2]]]` the loads
+# are 2, 1, 1, 0, the mean is 1, and the result is `[1.0]`.
 
 # %%
 # EXERCISE balance-violation
@@ -252,7 +254,7 @@ viz.show(fig, alt="Bars, log scale: the auxiliary loss's gradient on the "
 # %% [markdown]
 # Take the heaviest of these, 5, and train. **Predict** both numbers that we
 # care about: how even does the load get, and how does the loss on unseen
-# text compare with the wild run's?
+# text compare with that of the run without balancing?
 
 # %%
 forced = train("auxiliary loss, weight 5", aux=5.0)
@@ -265,10 +267,10 @@ for name, loss, load in (("no balancing", wild_loss, wild_load),
 
 # %% [markdown]
 # Even as a ruler, and much worse at its job. The weight is a knob with a
-# price on either side. We turned it, over three seeds: at 0.01 the load was
-# even (MaxVio below 0.5) and the loss within 0.02 nats of the wild run's;
-# at 1 it was 0.015 to 0.03 worse; at 10 it was 0.7 to 3 nats worse (runs of
-# 240 steps, seeds 0 to 2).
+# price on either side. We turned it, over three seeds (`train("...", aux=w,
+# seed=s)` with `STEPS = 240`): at 0.01 the load was even (MaxVio below 0.5)
+# and the loss within 0.02 nats of the run without balancing; at 1 it was
+# 0.015 to 0.03 worse; at 10 it was 0.7 to 3 nats worse.
 #
 # So at *this* size there is a comfortable middle. Somebody has to find it,
 # at every size anew, and at 671 billion parameters nobody turns knobs for
@@ -293,7 +295,8 @@ for name, loss, load in (("no balancing", wild_loss, wild_load),
 # ### Exercise: one step of the bias
 #
 # Write `update_bias`. `bias` is `[E]`, `load` is `[E]` integers. Return the
-# new bias as a new tensor. An expert exactly at the mean stays put.
+# new bias as a new tensor. An expert exactly at the mean stays put: loads of
+# 4, 2 and 0 move three biases of zero by −speed, 0 and +speed.
 
 # %%
 # EXERCISE balance-bias
@@ -413,8 +416,8 @@ viz.show(fig, dpi=80, alt=f"MaxVio over {SHORT} steps; mean of the last 20 "
 # %% [markdown]
 # At 0.001 the handicap grows by a thousandth a step and the favourites are
 # faster. At 0.1 the load never comes to rest: an expert that is too full is
-# empty one step later, and full again after that. In between lies a wide
-# stretch that works. Over three seeds the last 20 of the 60 steps had a
+# empty one step later, and full again after that. In between there is a wide
+# range that works. Over three seeds the last 20 of the 60 steps had a
 # MaxVio of 3.8 to 4.7 at 0.001, of 0.7 to 0.9 at 0.01 and of 2.0 to 2.3 at
 # 0.1.
 #
@@ -423,7 +426,7 @@ viz.show(fig, dpi=80, alt=f"MaxVio over {SHORT} steps; mean of the last 20 "
 # 200,000 steps ahead of it (14.8T tokens, at most 63M a step): there 0.001
 # is fast enough, and it rattles ten times less than ours.
 #
-# ## 5.5 Every text for itself
+# ## 5.5 The sequence-wise loss: every text for itself
 #
 # The bias sees the batch. A batch can be even while each *sequence* in it
 # leans on three experts, and when one user's text is all that a machine has
@@ -441,7 +444,8 @@ viz.show(fig, dpi=80, alt=f"MaxVio over {SHORT} steps; mean of the last 20 "
 # ### Exercise: the sequence-wise loss
 #
 # Write `sequence_loss`. `scores` is `[B, T, E]`, positive, straight from
-# the sigmoid. Return the scalar without α.
+# the sigmoid. Return the scalar without α. A perfectly even sequence gives 1,
+# one that always wants the same K of E experts gives nearly E / K.
 
 # %%
 # EXERCISE balance-sequence
@@ -496,7 +500,7 @@ for name, row in rows.items():
 # ## 5.6 The result
 #
 # Four runs, same seed, same batches. Right means worse at language, up
-# means less even. **Predict** where each of them lies before you look.
+# means less even. **Predict** where each of them is before you look.
 
 # %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 3.7))
@@ -537,11 +541,11 @@ print("    and within 0.06 nats of no balancing:",
 # And the loss of language? Without balancing 0.789, 0.784, 0.791; with the
 # bias 0.809, 0.816, 0.786; with the sequence-wise loss beside it 0.791,
 # 0.810, 0.803. So no: the bias does not make the model *better* here. On
-# average it is 0.016 behind a run that uses a handful of experts, which is
+# average it is 0.016 worse than a run that uses a handful of experts, which is
 # about as much as it moves from seed to seed. Our reading: in two hundred
 # steps everybody is short of practice, and a few experts that see all
 # tokens learn sooner than sixteen that share them. We gave both four times
-# the steps (800, not in this notebook): 0.608, 0.594, 0.615 without
+# the steps (`STEPS = 800` in section 5.0): 0.608, 0.594, 0.615 without
 # balancing, 0.611, 0.601, 0.604 with the bias. On average the gap is gone,
 # and MaxVio stayed at 4.4 to 5.7 against 0.3.
 #
@@ -767,7 +771,7 @@ print("mixed groups tell next to nothing:",
 # How much it helps the *loss* is another question, which these runs do not
 # answer.
 #
-# ## 5.9 At scale
+# ## 5.9 At scale: what LFB and the report measured
 #
 # Three published comparisons, none of them ours.
 
@@ -942,10 +946,26 @@ bill.show(upto="05")
 # even than a whole validation set, which makes it too small. The order of
 # magnitude is what explains the effort.
 #
+# ## The article, so far
+#
+# Claim 7 asks how much each idea saved. Without balance the run would have
+# taken up to 3.55 million hours instead of 2.66, if the fullest expert sets
+# the pace as it did in LFB's models. That is a bound and no measurement.
+#
+# ## What became of it
+#
+# The bias is still there. V4 (April 2026) keeps it, with another score, and
+# torchtitan has it among its core models, with the mean of the update taken
+# away (read in August 2026). What was added is balance *when serving*: EPLB
+# (DeepSeek, February 2025) copies the busiest experts to more GPUs; notebook
+# 16 writes it. And V4's first three layers of experts, which choose by a hash
+# of the token id, get the load that the text's words have: no bias can move
+# a hash.
+#
 # ## What this does not show
 #
 # - Our models are tiny and train for 200 steps on 0.2 million tokens. That
-#   the unbalanced run is not behind in its *loss* is part of that: idle
+#   the unbalanced run is not worse in its *loss* is part of that: idle
 #   experts are wasted capacity, and here capacity is not what is short.
 # - The weight of the auxiliary loss was chosen to be harmful. A well-chosen
 #   one did fine here, as the numbers in section 5.2 say. The published
@@ -969,5 +989,5 @@ bill.show(upto="05")
 # - Insights into DeepSeek-V3, arXiv 2505.09343v2: table 4 (the rate of the
 #   run, which turns FLOPs into hours).
 #
-# **Next:** `06_multi_token_prediction`, where one position learns from more
-# than one token.
+# **Next:** [06 · Multi-token prediction](06_multi_token_prediction.ipynb),
+# where one position learns from more than one token.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 07 · Thirty-two trips or five: the first Triton kernels
+# # 07 · The first Triton kernels: thirty-two trips or five
 #
 # {{badge}}
 #
@@ -11,7 +11,7 @@
 # > register. Forget one mask and every number they return is still right.
 # > What is wrecked is the memory next to them.
 #
-# **Takes** about 60 minutes to work through; 'Run all' about 2 minutes on
+# **Takes** about 80 minutes to work through; 'Run all' about 2 minutes on
 # two CPU cores, most of it compiling. **Needs** notebook 02 (RMSNorm,
 # softmax), and Linux or Colab: there is no Triton for macOS or Windows.
 # **Afterwards** you can write, test and launch a Triton kernel with a
@@ -23,7 +23,7 @@
 # SETUP
 
 # %% [markdown]
-# ## 7.0 The multiplications are free
+# ## 7.0 Memory is the price: the multiplications are free
 #
 # RMSNorm takes about four operations for each number. One layer of
 # DeepSeek-V3, one text of 4,096 tokens of 7,168 numbers in BF16: 117
@@ -73,11 +73,11 @@ print(f"arithmetic {4 * 4096 * 7168 / h100.bf16_flops * 1e6:6.2f} µs")
 print(f"memory     {trips * size / h100.memory_bandwidth * 1e6:6.2f} µs")
 
 # %% [markdown]
-# A tenth of a percent. (The units that do such arithmetic are slower than
-# the tensor cores behind that peak; it stays a small part.) Each line of
-# `textbook` reads its inputs from memory and writes its result back, only
-# for the next line to read it again. Seven trips: one to square, which
-# reads and writes, one to average, two to scale, two to weigh.
+# A tenth of a percent. (The units that do such arithmetic are slower than the
+# tensor cores that the peak belongs to; it stays a small part.) Each line of
+# `textbook` reads its inputs from memory and writes its result back, only for
+# the next line to read it again. Seven trips: one to square, which reads and
+# writes, one to average, two to scale, two to weigh.
 #
 # Reading `x` once and writing the result once would be two. Nothing in the
 # formula asks for more. To get there we have to tell the GPU what to keep
@@ -87,9 +87,9 @@ print(f"memory     {trips * size / h100.memory_bandwidth * 1e6:6.2f} µs")
 #
 # A GPU is many small processors: an H800 has 132 of them (TR). A kernel is
 # launched as a grid of **programs**, and each is put on some processor when
-# there is room. In what order, nobody promises. Programs do
-# not talk to each other. So each must own a part of the result, its
-# **tile**, and do everything for that tile.
+# there is room. In what order, nobody promises. Programs do not talk to each
+# other. So each must own a part of the result, its **tile**, and do
+# everything for that tile.
 #
 # In Triton you write what *one* program does with its *whole* tile; how
 # that is spread over threads is the compiler's business. Without a GPU the
@@ -165,7 +165,9 @@ viz.show(fig, dpi=90, alt="Three rows of eight squares, a row per program: "
 #
 # Write `add_kernel`: `out = x + y` for `n` numbers, as programs of `BLOCK`
 # lanes. `tl.load(pointer, mask=...)` reads a tile, `tl.store(pointer,
-# tile, mask=...)` writes one. `n` need not be a multiple of anything.
+# tile, mask=...)` writes one. `n` need not be a multiple of anything. For
+# `[1, 2, 3]` and `[10, 20, 30]` memory holds `[11, 22, 33]` afterwards, and
+# nothing beyond it has changed.
 
 # %%
 # EXERCISE triton-add
@@ -237,7 +239,7 @@ axes[1].set_xlabel("address (in numbers of 4 bytes)")
 lost = int((neighbour != 7).sum())
 viz.show(fig, dpi=90, alt="Two strips of memory, 22 numbers of out and 8 "
          f"sevens of a neighbour; after the launch {lost} of the sevens, "
-         "right behind out, are zeros.")
+         "right after out, are zeros.")
 
 # %% [markdown]
 # Two hatched squares, two ruined numbers. No error, no warning, and a test
@@ -261,8 +263,8 @@ _ = check("triton-add", add_unmasked_kernel, dry=True)
 # work is written down. `inspect` compiles in a process of its own, since
 # this one may be in the interpreter.
 #
-# The argument types stand in `signature`; `divisible` promises that `n` is
-# a multiple of 16. **Predict:** 1,024 lanes are 128 threads of 8 numbers.
+# `signature` gives the arguments' types; `divisible` promises that `n` is a
+# multiple of 16. **Predict:** 1,024 lanes are 128 threads of 8 numbers.
 # How many additions and how many loads will a thread have?
 
 # %%
@@ -299,7 +301,7 @@ for line in compiled.find(r"^\s*(@\S+\s+)?(ld|st)\.global|setp|add\.f32"):
 # for each load from **global** memory, in order, how many bytes a thread
 # gets from it. `ld.global.v4.b32` is 4 times 32 bits, so 16; without a `.v`
 # it is one number. There may be further words in between, as in
-# `ld.global.L1::evict_last.b64`.
+# `ld.global.L1::evict_last.b64`, which fetches 8 bytes.
 
 # %%
 # EXERCISE ptx-loads
@@ -395,6 +397,7 @@ for _, target, result in matrix([DOT]):
 # Write `softmax_kernel`. `x` and `out` are `[rows, n_cols]`, program p owns
 # row p, `BLOCK` lanes cover it. Subtract the row's maximum before you take
 # exponentials. `tl.max(tile, 0)`, `tl.sum(tile, 0)` and `tl.exp` are there.
+# The row `[0, ln 3]` becomes `[0.25, 0.75]`.
 
 # %%
 # EXERCISE triton-softmax
@@ -447,12 +450,12 @@ fig.tight_layout()
 drop = max(a[1] - b[1] for a, b in pairwise(history))
 viz.show(fig, dpi=85, alt="Left: 72 numbers in blocks of 8 and the running "
          f"maximum, ending at {history[-1][0]:.2f}. Right: the running sum "
-         f"by block; where the maximum jumps it falls by up to {drop:.1f}.")
+         f"by block; where the maximum jumps it drops by up to {drop:.1f}.")
 whole = (row - row.max()).exp().sum().item()
 print("same sum as with the whole row:", abs(s - whole) < 1e-12 * whole)
 
 # %% [markdown]
-# When the maximum jumps, the sum falls: it is now told in a larger unit.
+# When the maximum jumps, the sum drops: it is now counted in a larger unit.
 # The library has both versions, and picks by length. Notebook 16 will use
 # the same two numbers to join pieces of an attention row.
 
@@ -490,7 +493,7 @@ for block in (None, 64, 256):
 # CHECK triton-rms-norm
 
 # %% [markdown]
-# ## 7.6 The way back
+# ## 7.6 The backward pass
 #
 # Let `x̂ = x · rstd` and let `g` be the gradient that arrives at `y`.
 #
@@ -584,7 +587,7 @@ print(f"{distinct} different sums of the same numbers")
 
 # %% [markdown]
 # EXERCISE text
-# ### Exercise: the way back, the same in every run
+# ### Exercise: the backward pass, the same in every run
 #
 # Write `rms_norm_backward_kernel`. Program p owns rows `p * ROWS` to `p *
 # ROWS + ROWS - 1`; the last one may have fewer. It writes `dx` for them and
@@ -812,7 +815,7 @@ viz.show(fig, dpi=85, alt=f"Roofline of an H100 with its bend at "
              if a / b < balance) + ". On the flat roof: larger products.")
 
 # %% [markdown]
-# Everything you wrote today lies far down the slope, at some thousandths of
+# Everything you wrote today is far down the slope, at some thousandths of
 # the peak. No cleverness in arithmetic helps there, and no tensor core;
 # only fewer bytes do. One kernel instead of five lines moves the point to
 # the right, along the roof. The large products live on the other side, and
@@ -855,7 +858,7 @@ viz.show(fig, dpi=86, alt="Bytes per second of each kernel as a part of a "
 # %% [markdown]
 # Most bars end at a copy's mark or near it: there is little left to win.
 # `torch.compile`, which fuses too, is as fast where rows need no more than
-# one look, and behind elsewhere.
+# one look, and slower elsewhere.
 #
 # Cross-entropy stands out. A row of V3's logits has 129,280 numbers, 259 KB
 # in BF16, more than a multiprocessor can hold. So they are read once for
@@ -950,10 +953,27 @@ viz.play(tiles_and_waste, n=(1, 128, 1), block=[4, 8, 16, 32, 64])
 # published hours already; what they would have been without is not
 # published, and a guess is no entry.
 #
+# ## The article, so far
+#
+# Nothing new: kernels are in none of its ten claims. They are in all of its
+# hours.
+#
+# ## What became of it
+#
+# Triton moved on while this was written: 3.8 (August 2026) lets the
+# interpreter run products of numbers with block scales (`tl.dot_scaled`), 3.9
+# (October 2026) dropped block pointers, which nothing here uses (release
+# pages). Below it grew **Gluon**, in which you place threads and shared memory
+# yourself. DeepSeek writes its newer kernels in **TileLang**: TileKernels
+# (April 2026, repository) has gates, casts and mHC in it, each with a PyTorch
+# reference and a test beside it, as here. And an RTX PRO 6000 (Colab's G4)
+# is one more row of the matrix: `inspect(..., "g4")`.
+#
 # ## What this does not show
 #
-# - Nothing was timed. The trips are counted, the roof is a datasheet's, and
-#   a count is a bound and no measurement.
+# - Your kernels were not timed. Their trips are counted, the roof is a
+#   datasheet's, and a count is a bound and no measurement. What was timed, on
+#   one GPU on one day, are the library's kernels in section 7.8.
 # - The textbook is a weak rival. `torch.compile` fuses such lines by
 #   itself, and writes Triton to do it. Kernels by hand pay where it does
 #   not see the whole: products with scales (notebook 09), ragged experts
@@ -984,4 +1004,5 @@ viz.play(tiles_and_waste, n=(1, 128, 1), block=[4, 8, 16, 32, 64])
 # - DeepSeek-V3 technical report, arXiv 2412.19437: section 3 (an H800's 132
 #   processors, 20 of them busy with communication).
 #
-# **Next:** `08_fp8_numbers`, where a number has eight bits.
+# **Next:** [08 · FP8 numbers](08_fp8_numbers.ipynb), where a number has eight
+# bits.

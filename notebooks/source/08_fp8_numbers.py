@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 08 · Two hundred and fifty-six numbers: FP8 to the bit
+# # 08 · FP8 to the bit: two hundred and fifty-six numbers
 #
 # {{badge}}
 #
@@ -11,17 +11,17 @@
 # > 7 %** of a sum of 4,096 positive products, and less than **0.1 %** if it
 # > is emptied every 128.
 #
-# **Takes** about 60 minutes to work through; 'Run all' about 1 minute on
-# one CPU core. **Needs** notebook 02 (what a linear layer and its gradient
-# are). **Afterwards** you can read and write an FP8 number by hand, choose
-# a scale, say what E5M2 and UE8M0 are for, and explain why DeepSeek-V3
-# interrupts its tensor cores every 128 products.
+# **Takes** about 95 minutes to work through, 68 of them for the exercises;
+# 'Run all' about 1 minute on one CPU core. **Needs** notebook 02 (what a
+# linear layer and its gradient are). **Afterwards** you can read and write an
+# FP8 number by hand, choose a scale, say what E5M2 and UE8M0 are for, and
+# explain why DeepSeek-V3 interrupts its tensor cores every 128 products.
 
 # %%
 # SETUP
 
 # %% [markdown]
-# ## 8.0 A model that forgets its gradients
+# ## 8.0 What a plain cast loses: 99 % of the gradients
 #
 # FP8 means: every number of a matrix product takes one byte instead of two.
 # Half the memory, half the traffic, twice the rate of multiplication. So
@@ -53,7 +53,7 @@ for name, layer in model.named_modules():
         layer.register_forward_hook(watch(name))
 model.loss(*batch).backward()
 
-LAYER = "layers.3.self_attn.q_proj"
+LAYER = "layers.3.self_attn.q_proj"  # one with very small gradients
 KINDS = {"inputs": inputs, "weights": weights, "gradients": gradients}
 for kind, found in KINDS.items():
     size = found[LAYER].abs()
@@ -61,9 +61,10 @@ for kind, found in KINDS.items():
           f"median {size.median():8.1e}   largest {size.max():8.1e}")
 
 # %% [markdown]
-# PyTorch has the format already: `float8_e4m3fn`. **Guess before you run:**
-# of each of the three kinds, what share becomes exactly zero when you cast
-# it and read it back?
+# (This layer's gradients are among the smallest in the model; others are up
+# to some thousand times larger.) PyTorch has the format already:
+# `float8_e4m3fn`. **Guess before you run:** of each of the three kinds, what
+# share becomes exactly zero when you cast it and read it back?
 
 # %%
 def cast(x):
@@ -81,11 +82,16 @@ lost = {kind: [zeroed(cast(x), x) for x in found.values()]
 
 # %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.5, 2.5))
+this = list(inputs).index(LAYER)
 for row, (kind, shares) in enumerate(lost.items()):
     spread = np.linspace(-0.25, 0.25, len(shares))
     role = "control" if kind == "gradients" else "ours"
     ax.scatter(100 * np.array(shares), row + spread, s=14,
                color=viz.COLORS[role])
+    ax.scatter(100 * shares[this], row + spread[this], s=46, marker="o",
+               fc="none", ec=viz.COLORS["ink"],
+               label=LAYER if row == 0 else None)
+ax.legend(fontsize=8, loc="center")
 ax.set_yticks(range(3), lost)
 ax.invert_yaxis()
 ax.set(xlabel="numbers that became zero (%), a dot per layer",
@@ -103,7 +109,7 @@ print("of inputs and weights at most 3 %:",
       max(lost["inputs"] + lost["weights"]) < 0.03)
 
 # %% [markdown]
-# A model trained like that stands still. Nothing is wrong with the format,
+# A model trained like that learns nothing. Nothing is wrong with the format,
 # it does exactly what its 256 numbers allow. So: which 256 numbers?
 #
 # ## 8.1 What a byte says
@@ -136,7 +142,8 @@ viz.show(byte_figure(0x3C), dpi=88, alt="The byte 0x3C, bits 0 0111 100: "
 # ### Exercise: read a byte
 #
 # Write `decode_e4m3`. `codes` is a uint8 tensor of any shape; return
-# float32 of the same shape. Do not cast: shift and mask.
+# float32 of the same shape. Do not cast: shift and mask. The codes 0x00, 0x01,
+# 0x38, 0x7E and 0xB8 are 0, 2^−9, 1, 448 and −1.
 
 # %%
 # EXERCISE fp8-decode
@@ -193,8 +200,9 @@ print("between 0 and 1:", below_one)
 # %% [markdown]
 # Eight per power of two, everywhere. So the *relative* distance is about
 # the same all along, and the code is nearly a logarithm of the number. The
-# price is at the left end: below 2^−6 the numbers thin out, and below 2^−10
-# there is nothing. Our gradients live around 2^−28.
+# price is at the left end: below 2^−6 the numbers thin out, the smallest is
+# 2^−9, and what is below half of that rounds to zero. The gradients of our
+# layer are around 2^−28, those of most others between 2^−25 and 2^−16.
 #
 # Eight bits can be divided in other ways. DeepSeek-V3 uses E4M3 for
 # *everything* it multiplies in FP8 (TR section 3.3.2); before it, E5M2 was
@@ -213,31 +221,34 @@ for fmt in (E4M3, E5M2, E5M6, BF16, UE8M0):
     print(f"{fmt.name:7}{fmt.bits:5}{fmt.min_positive:11.1e}"
           f"{fmt.max:11.3g}{span:13.1f}{worst:16.2%}")
 
-# %%
-x = torch.logspace(-6, 6, 4000, dtype=torch.float64)
-
 # %% tags=["fold"]
+x = torch.logspace(-6, 6, 40000, dtype=torch.float64)
+bins = x.log2().floor().numpy()
+powers = np.unique(bins)[1:-1]  # the ends are no whole powers of two
 fig, ax = plt.subplots(figsize=(8.5, 2.9))
-for fmt, role in ((E5M2, "baseline"), (E4M3, "ours"), (BF16, "floor")):
+for fmt, role, dash in ((E5M2, "baseline", "--"), (E4M3, "ours", "-"),
+                        (BF16, "floor", ":")):
     error = ((round_to(x, fmt, saturate=True) - x).abs() / x).numpy()
-    ax.plot(x, np.maximum(error, 1e-6), lw=0.8, color=viz.COLORS[role],
-            label=fmt.name)
-ax.set(xscale="log", yscale="log", ylim=(1e-4, 2), xlabel="number",
-       ylabel="relative error of rounding")
+    worst = [error[bins == p].max() for p in powers]
+    ax.step(2.0 ** powers, worst, dash, where="post", lw=2,
+            color=viz.COLORS[role], label=fmt.name)
+ax.set(xscale="log", yscale="log", ylim=(1e-3, 2), xlabel="number",
+       ylabel="worst relative error within\na power of two")
 ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-viz.show(fig, dpi=88, alt="Relative rounding error against the number, log "
-         "scales. E4M3 stays below 6 percent from 2^-6 to 464 and rises to "
+viz.show(fig, dpi=88, alt="Worst relative rounding error within each power "
+         "of two, against the number, log scales. E4M3 stays below 6 "
+         "percent from 2^-6 to 464 and rises to "
          "1 on both sides; E5M2 stays below 12 percent over a range of "
          "nine decades; BF16 is below 0.4 percent throughout.")
 
 # %% [markdown]
-# A basin with a flat floor. Inside, E4M3 is wrong by at most 1 part in 17,
-# E5M2 by 1 in 9. Outside, everything is lost. E5M2's basin is wider by
-# fourteen powers of two, and its floor lies a factor of two higher: **a
-# bit of exponent buys range and costs precision**. Keep that trade in mind;
-# section 8.5 asks whether the range can be had without the price.
+# Each format is a basin with a flat floor. Inside, E4M3 is wrong by at most 1
+# part in 17, E5M2 by 1 in 9. Outside, everything is lost. E5M2's basin is
+# wider by fourteen powers of two, and its floor is a factor of two higher:
+# **a bit of exponent buys range and costs precision**. Keep that trade in
+# mind; section 8.5 asks whether the range can be had without the price.
 #
-# ## 8.3 Which byte does a number get?
+# ## 8.3 Rounding: which byte does a number get?
 #
 # The nearest one. Two rules remain. A number exactly in the **middle** goes
 # to the even code, so that ties go up as often as down. And what is larger
@@ -251,7 +262,8 @@ viz.show(fig, dpi=88, alt="Relative rounding error against the number, log "
 # Write `encode_e4m3`, the inverse. `x` is float32 of any shape; return
 # uint8 codes. Everything beyond ±448 becomes ±448, infinities as well; NaN
 # stays NaN. Between two powers of two the codes are evenly spaced, so
-# divide by the spacing and round.
+# divide by the spacing and round. Do not cast here either. 0, 1, 1000 and
+# −0.3 become 0x00, 0x38, 0x7E and 0xAA.
 
 # %%
 # EXERCISE fp8-encode
@@ -321,7 +333,8 @@ print(f"{ties} of {len(exact)} averages lie exactly in the middle")
 #
 # Write `quantize_tiles`. `x` is `[M, K]`. Return `q` `[M, K]` as
 # `float8_e4m3fn` and `scale` `[M, ceil(K / tile)]`. The last tile of a row
-# may be short. A tile of zeros gets scale 1, so that nobody divides by 0.
+# may be short. A tile of zeros gets scale 1, so that nobody divides by 0. A
+# row whose largest magnitude is 896 gets the scale 2.
 
 # %%
 # EXERCISE fp8-tiles
@@ -373,11 +386,13 @@ viz.show(fig, dpi=88, alt="Histograms of the gradients' magnitudes in "
              f"{n} {v:.1%}" for n, v in gone.items()) + ".")
 
 # %% [markdown]
-# One scale moves the crowd, but only as far as its largest member allows.
-# Tokens differ: those with the largest gradients, one in twenty, have more
-# than 50,000 times as much as those with the smallest, also one in twenty.
-# Where a prediction was right, there is little to learn. One scale for all
-# cannot serve both. A scale per token and tile can.
+# One scale moves the crowd, but only as far as its largest member allows. In
+# this layer that loses nearly half of the numbers, one of the worst cases of
+# the model; its mean over all layers comes below. Tokens differ: those with
+# the largest gradients, one in twenty, have more than 50,000 times as much as
+# those with the smallest, also one in twenty. Where a prediction was right,
+# there is little to learn. One scale for all cannot serve both. A scale per
+# token and tile can.
 #
 # Count it over all layers. Two measures: the share of numbers lost, and how
 # far each token's gradient is off, `‖read − x‖ / ‖x‖`, for the typical
@@ -495,11 +510,10 @@ print("outlier of 1,000: INT8 is lost, E4M3 with one scale is not:",
 
 # %% [markdown]
 # Read it slowly, it is not quite the textbook's story. **INT8** is the best
-# of all without an outlier and breaks at the first moderate one, because
-# its 256 numbers are evenly spaced.
-# **E4M3 with one scale** shrugs off an outlier of ten thousand: it is a
-# *floating-point* format with eighteen powers of two between its ends. But
-# it has an end, and then it falls off a cliff.
+# of all without an outlier and breaks at the first moderate one, because its
+# 256 numbers are evenly spaced. **E4M3 with one scale** shrugs off an outlier
+# of ten thousand: it is a *floating-point* format with eighteen powers of two
+# between its ends. But it has an end, and then everything is lost at once.
 #
 # **E5M2** has no cliff in this picture and pays for that everywhere, with
 # twice the error. **Tiles** have both: E4M3's precision, and a range that
@@ -544,9 +558,15 @@ for name, n in hurt.items():
 #
 # A scale is a float32, and multiplying by it rounds once more. If it is a
 # **power of two** it only moves exponents, and nothing is rounded at all.
-# DeepSeek-V3 takes powers of two for the activations that have to be
-# re-tiled in the backward pass (TR section 3.3.3). They also fit into
-# a byte: that is UE8M0.
+# DeepSeek-V3 uses them where it hurts most: for the input of the linear layer
+# after attention, and for what it sends to the experts (TR section 3.3.3). Its
+# other FP8 activations are re-tiled as well, with ordinary scales.
+#
+# Powers of two also fit into a byte, an exponent and nothing else: that is
+# **UE8M0**. In V3 it was a special case. It became the rule: V3.2's
+# configuration says `scale_fmt: ue8m0`, and on NVIDIA's Blackwell GPUs
+# (compute capability 10.0, `sm_100`) the tensor cores read such scales
+# themselves, four packed into an int32 (DeepGEMM's README).
 #
 # The scale may only get larger. If it got smaller, the tile's largest
 # number would land above 448.
@@ -556,7 +576,8 @@ for name, n in hurt.items():
 # ### Exercise: round a scale up
 #
 # Write `power_of_two_scale`: the smallest power of two that is not below
-# `scale`, for a tensor of any shape. A power of two stays itself.
+# `scale`, for a tensor of any shape. A power of two stays itself: 0.2, 0.25
+# and 3 become 0.25, 0.25 and 4.
 
 # %%
 # EXERCISE fp8-power-of-two
@@ -623,18 +644,20 @@ print("powers of two: it changes less than 1 in 100:",
 # ## 8.7 Adding up with 14 bits
 #
 # So far nothing was multiplied. A tensor core multiplies two FP8 numbers
-# exactly and *adds* the products, and on Hopper the adding is less exact
-# than one would think: "around 14 bits" of the sum survive (TR section
-# 3.3.2); the hardware paper says a register of 1 + 8 + 13 bits (ISCA). The
-# rule, as described:
+# exactly and *adds* the products, and on Hopper (H100 and H800) the adding is
+# less exact than one would think: "around 14 bits" of the sum survive (TR
+# section 3.3.2); the hardware paper says a register of 1 + 8 + 13 bits, sign,
+# exponent and fraction (ISCA). The rule, as the report describes it (TR
+# section 3.5.2):
 #
 # 1. one instruction takes 32 products and what is in the register;
 # 2. all 33 are **cut** to the grid of the largest among them, 13 bits
 #    below its leading one;
-# 3. their sum, cut to 14 bits, is the new register.
+# 3. their sum is cut in the same way, to 13 bits below *its* leading one, 14
+#    bits with it, and is the new register.
 #
-# `cut(x, largest)` does step 2 in numbers. A product of 1 beside a register
-# of 5,000:
+# `cut(x, largest)` does step 2 in numbers, and `cut(total, total)` step 3. A
+# product of 1 beside a register of 5,000:
 
 # %%
 from minids3.numerics import cut
@@ -657,7 +680,9 @@ for size in (1.0, 100.0, 5000.0, 20000.0):
 #
 # Write `limited_sum`. `products` is `[R, K]` float64, K a multiple of 32.
 # Follow the three steps; with `promote_every`, move the register to a
-# float32 total after so many products. `cut` is at your disposal.
+# float32 total after so many products. `cut` is at your disposal. 4,096
+# products of 1 give 4,096 either way; 4,096 products of 1.1875 give 4,374, and
+# with promotion every 128 they give 4,864, which is right.
 
 # %%
 # EXERCISE fp8-accumulate
@@ -710,8 +735,9 @@ for ax, kind in zip(axes, DATA):
     ax.set(yscale="log", xlabel="K, products in a sum",
            title=f"{kind} numbers")
 axes[0].set_ylabel("relative error (%)")
-axes[1].axhline(2, ls="--", color=viz.COLORS["published"])
-axes[1].annotate("TR: about 2 % at K = 4096", (128, 2.3), fontsize=8,
+axes[1].plot(4096, 2, "D", ms=7, color=viz.COLORS["published"])
+axes[1].annotate("TR: nearly 2 %", (4096, 2), (-8, -3), fontsize=8,
+                 ha="right", textcoords="offset points",
                  color=viz.COLORS["published"])
 axes[0].legend(fontsize=8)
 fig.tight_layout()
@@ -794,10 +820,10 @@ ax.plot(bits, rule, "o-", color=viz.COLORS["control"],
         label="all 33 terms are cut (our rule)")
 ax.plot(bits, gentle, "s-", color=viz.PALETTE[5],
         label="only the register is cut")
-ax.axhline(2, ls="--", color=viz.COLORS["published"])
-ax.annotate("TR: about 2 %", (16.6, 2.3), color=viz.COLORS["published"],
-            fontsize=8)
-ax.axvline(13, color="0.7", lw=0.8)
+ax.plot(13, 2, "D", ms=7, color=viz.COLORS["published"])
+ax.annotate("TR: nearly 2 %", (13, 2), (9, -3), fontsize=8,
+            color=viz.COLORS["published"], textcoords="offset points")
+ax.axvline(13, color="0.7", lw=0.8, zorder=0)
 ax.set(yscale="log", xlabel="fraction bits of the register",
        ylabel="relative error (%)")
 ax.legend(fontsize=8)
@@ -857,7 +883,7 @@ SHOWN = {0x01: "the smallest", 0x07: "the largest subnormal",
 
 # %% tags=["fold"]
 for code, what in SHOWN.items():
-    viz.show(byte_figure(code), dpi=66, alt=f"{what}: the bits of "
+    viz.show(byte_figure(code), dpi=84, alt=f"{what}: the bits of "
              f"{code:#04x}, {code:08b}, and {explain(code)}.")
 
 # %% [markdown]
@@ -918,14 +944,31 @@ bill.show(upto="08")
 # An upper bound from data sheets, and the sheets are marked as unverified.
 # The published run reached 39 % of the *BF16* peak with its FP8 kernels
 # (ISCA table 4), so a step was nowhere near this bound; communication,
-# memory and the quantising itself do not get faster. Notebook 10 asks what
-# training in FP8 costs in *loss*.
+# memory and the quantising itself do not get faster. Kernels do not reach a
+# factor of two either: notebook 09 has measured ones, and notebook 10 puts
+# them into this formula and asks what training in FP8 costs in *loss*.
+#
+# ## The article, so far
+#
+# Of claim 7, FP8, you know the mechanism: half the bytes, at most twice the
+# rate on 85 % of the arithmetic, and two tricks, scales and promotion, without
+# which it would not work. What it saved is notebook 10's line.
+#
+# ## What became of it
+#
+# The formats went on to shrink. Blackwell's tensor cores take block scales in
+# hardware, in the **MX** formats one UE8M0 for every 32 numbers (arXiv
+# 2310.10537), down to four bits. V4 (April 2026) keeps its experts in FP4
+# (Hugging Face's documentation). E5M6 turned out to be no curiosity:
+# DeepSeek's TileKernels (April 2026, repository) has a cast to it. And Triton
+# 3.8 (August 2026) runs products of MX numbers in its interpreter, so that
+# notebook 20 can be done on a CPU.
 #
 # ## What this does not show
 #
-# - Hopper's adder is not public. Section 8.7's rule follows two published
-#   sentences; where exactly it cuts, and in what order it adds, we do not
-#   know.
+# - Hopper's adder is not public. Section 8.7's rule follows what the report
+#   (TR section 3.5.2) and the hardware paper say of it; in what order it adds,
+#   and what else it cuts, we do not know.
 # - No speed was measured. Emulated FP8 is slower than float32 on a CPU.
 # - The gradients are those of one batch of one small dense model with 128
 #   channels, where a tile is a whole row. In a layer with 7,168 channels
@@ -947,5 +990,5 @@ bill.show(upto="08")
 # - Rouhani et al. 2023, *Microscaling data formats*, arXiv 2310.10537:
 #   section 3 (E8M0 scales shared by blocks).
 #
-# **Next:** `09_fp8_gemm`, where tiles, scales and promotion become one
-# kernel.
+# **Next:** [09 · FP8 GEMM](09_fp8_gemm.ipynb), where tiles, scales and
+# promotion become one kernel.
