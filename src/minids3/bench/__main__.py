@@ -22,6 +22,7 @@ TOPICS: dict[str, tuple[str, str] | None] = {
     "kernels": ("triton", "triton (on Linux)"),
     "long_context": None,
     "model": ("transformers", "-e '.[test]'"),
+    "pipelines": None,
     "training": None,
 }
 
