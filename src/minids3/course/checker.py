@@ -108,6 +108,13 @@ class Checker:
         """Return one of ``options``."""
         return self._random.choice(options)
 
+    @staticmethod
+    def strided(t: Tensor) -> Tensor:
+        """The same numbers in memory that is not contiguous: axes reversed, with gaps."""
+        turned = t.permute(*range(t.ndim - 1, -1, -1))
+        apart = torch.stack((turned, torch.zeros_like(turned)), dim=-1)[..., 0]
+        return apart.permute(*range(t.ndim - 1, -1, -1))
+
     def guarded(
         self, *shape: int, dtype: torch.dtype = torch.float32, fill: float | None = None
     ) -> Guarded:

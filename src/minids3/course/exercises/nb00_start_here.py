@@ -99,6 +99,29 @@ def _row_by_row(x, weight, eps=1e-6):
     return torch.stack(rows).reshape(x.shape).to(x.dtype)
 
 
+def _as_in_transformers(x, weight, eps=1e-6):
+    h = x.to(torch.float32)
+    h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * h.to(x.dtype)
+
+
+def _in_float64(x, weight, eps=1e-6):
+    wide = x.double()
+    size = torch.einsum("...d,...d->...", wide, wide)[..., None] / x.shape[-1]
+    return (wide / (size + eps) ** 0.5 * weight.double()).to(x.dtype)
+
+
+def _preallocated(x, weight, eps=1e-6):
+    y = torch.zeros(x.shape)
+    y += x.float() / (x.float().pow(2).mean(-1, keepdim=True) + eps).sqrt()
+    y *= weight.float()
+    return y.to(x.dtype)
+
+
+def _eps_built_in(x, weight, eps=1e-6):
+    return rms_norm(x, weight)
+
+
 @exercise(
     "rms-norm",
     solution=rms_norm,
@@ -184,11 +207,19 @@ def _row_by_row(x, weight, eps=1e-6):
             "The scale depends on x too, so the gradient must flow through it. Something "
             "(detach, no_grad, item) cut it off.",
         ),
+        Mutant(
+            "eps_built_in",
+            _eps_built_in,
+            "You built 1e-6 in. eps is an argument: with another one the result is another one.",
+        ),
     ],
     alternatives=[
         Alternative("with_torch", _with_torch),
         Alternative("with_norm", _with_norm),
         Alternative("row_by_row", _row_by_row),
+        Alternative("as_in_transformers", _as_in_transformers),
+        Alternative("in_float64", _in_float64),
+        Alternative("preallocated", _preallocated),
     ],
 )
 def check_rms_norm(c: Checker) -> None:
@@ -217,7 +248,13 @@ def check_rms_norm(c: Checker) -> None:
         gain = (1.0 + 0.5 * c.randn(64)).to(torch.bfloat16)
         low = c.call(half, gain)
         c.dtype(low, torch.bfloat16, label="bfloat16 in, bfloat16 out")
-        c.close(low, rms_norm_ref(half, gain), label="statistics are taken in float32", rtol=1e-6)
+        label = "bfloat16 values are right to one step"
+        c.close(low, rms_norm_ref(half, gain), label=label, rtol=2.0**-7)
+    with c.part():
+        loud = (300.0 * (1.0 + c.rand(2, d))).half()
+        label = "statistics are taken in float32: float16 numbers of 300 have squares too"
+        got = c.call(loud, weight.half())
+        c.close(got, rms_norm_ref(loud, weight.half()), label=label, rtol=2.0**-8)
     with c.part():
         c.grad(
             (x, weight),

@@ -204,7 +204,9 @@ def check_count_pairs(c: Checker) -> None:
         c.equal(got, {}, label="words of one token and of none have no pairs")
     with c.part():
         got = c.call([[44, 44, 44, 44], [44, 1012]], [1, 10])
-        c.equal(got, {(44, 44): 3, (44, 1012): 10}, label="pairs overlap: [44, 44, 44, 44] has three")
+        c.equal(
+            got, {(44, 44): 3, (44, 1012): 10}, label="pairs overlap: [44, 44, 44, 44] has three"
+        )
     with c.part():
         got = c.call([[5, 6], [5, 6], [6, 7]], [3, 4, 1])
         c.equal(got, {(5, 6): 7, (6, 7): 1}, label="a word that is listed twice counts twice")

@@ -88,6 +88,58 @@ def _adamw_one_sum(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_
     return p - lr * (direction + weight_decay * p), m, v
 
 
+def _adamw_betas_built_in(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    return adamw_step(p, grad, m, v, step, lr, eps=eps, weight_decay=weight_decay)
+
+
+def _adamw_eps_built_in(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    return adamw_step(p, grad, m, v, step, lr, betas, weight_decay=weight_decay)
+
+
+def _adamw_decay_built_in(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    return adamw_step(p, grad, m, v, step, lr, betas, eps, 0.1 if weight_decay else 0.0)
+
+
+def _adamw_eps_in_root(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    still, m, v = adamw_step(p, grad, m, v, step, 0.0, betas, eps, 0.0)
+    m_hat, v_hat = m / (1 - betas[0] ** step), v / (1 - betas[1] ** step)
+    return still - lr * weight_decay * p - lr * m_hat / torch.sqrt(v_hat + eps), m, v
+
+
+def _adamw_eps_first(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    still, m, v = adamw_step(p, grad, m, v, step, 0.0, betas, eps, 0.0)
+    m_hat = m / (1 - betas[0] ** step)
+    root = (torch.sqrt(v) + eps) / math.sqrt(1 - betas[1] ** step)
+    return still - lr * weight_decay * p - lr * m_hat / root, m, v
+
+
+def _adamw_decay_after(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    p, m, v = adamw_step(p, grad, m, v, step, lr, betas, eps, 0.0)
+    return p - lr * weight_decay * p, m, v
+
+
+def _adamw_v_uncorrected(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    still, m, v = adamw_step(p, grad, m, v, step, 0.0, betas, eps, 0.0)
+    m_hat = m / (1 - betas[0] ** step)
+    return still - lr * weight_decay * p - lr * m_hat / (torch.sqrt(v) + eps), m, v
+
+
+def _adamw_preallocated(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    new_p, new_m, new_v = p.clone(), m.clone(), v.clone()
+    new_m.mul_(betas[0]).add_(grad, alpha=1 - betas[0])
+    new_v.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
+    new_p.mul_(1 - lr * weight_decay)
+    root = (new_v / (1 - betas[1] ** step)).sqrt_().add_(eps)
+    new_p.addcdiv_(new_m / (1 - betas[0] ** step), root, value=-lr)
+    return new_p, new_m, new_v
+
+
+def _adamw_in_float64(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    wide = [t.double() for t in (p, grad, m, v)]
+    new = adamw_step(*wide, step, lr, betas, eps, weight_decay)
+    return tuple(t.to(p.dtype) for t in new)
+
+
 @exercise(
     "adamw-step",
     solution=adamw_step,
@@ -156,10 +208,51 @@ def _adamw_one_sum(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_
             _adamw_in_place,
             "Your function changed the tensors it was given. Compute new ones and return them.",
         ),
+        Mutant(
+            "betas_built_in",
+            _adamw_betas_built_in,
+            "You built 0.9 and 0.95 in. betas is an argument: (beta1, beta2) of m and of v.",
+        ),
+        Mutant(
+            "eps_built_in",
+            _adamw_eps_built_in,
+            "You built 1e-8 in. eps is an argument.",
+        ),
+        Mutant(
+            "decay_built_in",
+            _adamw_decay_built_in,
+            "You built 0.1 in. weight_decay is an argument.",
+        ),
+        Mutant(
+            "eps_in_root",
+            _adamw_eps_in_root,
+            "You put eps under the root. It is added to the root: with gradients of 1e-5 the step "
+            "is several times too small otherwise.",
+        ),
+        Mutant(
+            "eps_first",
+            _adamw_eps_first,
+            "You added eps to the root of v before correcting it. Correct v first, then take the "
+            "root, then add eps.",
+        ),
+        Mutant(
+            "decay_after",
+            _adamw_decay_after,
+            "You let the weights decay after the step. AdamW multiplies the old p by 1 - lr * "
+            "weight_decay and then moves.",
+        ),
+        Mutant(
+            "v_uncorrected",
+            _adamw_v_uncorrected,
+            "You corrected m and not v. Both start at zero, so both are too small at first: "
+            "divide v by 1 - beta2 ** step.",
+        ),
     ],
     alternatives=[
         Alternative("lerp", _adamw_lerp),
         Alternative("one_sum", _adamw_one_sum),
+        Alternative("preallocated", _adamw_preallocated),
+        Alternative("in_float64", _adamw_in_float64),
     ],
 )
 def check_adamw_step(c):
@@ -184,11 +277,23 @@ def check_adamw_step(c):
     with c.part():
         still = c.call(p, zero, zero, zero, 1, 0.01, returns=3)
         c.close(still[0], p * 0.999, label="a gradient of zero leaves only the decay, lr times 0.1")
+    with c.part():
+        options = {"betas": (0.7, 0.99), "eps": 1e-6, "weight_decay": 0.5}
+        small = [3e-6 * torch.sign(g) * (1 + g.abs()) for g in grads]
+        wanted = _torch_adamw(p, small, 0.1, **options)
+        new = c.call(p, small[0], zero, zero, 1, 0.1, **options, returns=3)
+        c.close(
+            new[0], wanted[0], label="gradients of 1e-5 with other betas, eps and decay: step 1"
+        )
+        new = c.call(new[0], small[1], new[1], new[2], 2, 0.1, **options, returns=3)
+        c.close(
+            new[0], wanted[1], label="gradients of 1e-5 with other betas, eps and decay: step 2"
+        )
 
 
-def _torch_adamw(p, grads, lr):
+def _torch_adamw(p, grads, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
     w = torch.nn.Parameter(p.clone())
-    optimizer = torch.optim.AdamW([w], lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    optimizer = torch.optim.AdamW([w], lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
     after = []
     for grad in grads:
         w.grad = grad.clone()

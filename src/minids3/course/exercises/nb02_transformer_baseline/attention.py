@@ -90,6 +90,60 @@ def _attention_library(q, k, v):
     return causal_attention_ref(q, k, v)
 
 
+def _attention_no_maximum(q, k, v):
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    weights = torch.exp(scores).tril()
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
+def _attention_whole_maximum(q, k, v):
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    weights = torch.exp(scores - scores.max()).tril()
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
+def _attention_small_mask(q, k, v):
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    future = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).triu(1)
+    return torch.softmax(scores.masked_fill(future, -100.0), -1) @ v
+
+
+def _attention_by_value_width(q, k, v):
+    return _attention(q, k, v, scale=v.shape[-1] ** -0.5)
+
+
+def _attention_batch_summed(q, k, v):
+    scores = torch.einsum("bhtd,bhsd->hts", q, k) / math.sqrt(q.shape[-1])
+    future = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).triu(1)
+    return torch.softmax(scores.masked_fill(future, float("-inf")), -1) @ v
+
+
+def _attention_nan_to_num(q, k, v):
+    return _attention_blind_to_itself(q, k, v).nan_to_num(0.0)
+
+
+def _attention_viewed(q, k, v):
+    batch, heads, steps, dim = q.shape
+    q, k = q.view(-1, steps, dim), k.view(-1, steps, dim)
+    y = causal_attention(q, k, v.view(-1, steps, v.shape[-1]))
+    return y.view(batch, heads, steps, -1)
+
+
+def _attention_finite_mask(q, k, v):
+    scores = torch.einsum("bhtd,bhsd->bhts", q, k) / q.shape[-1] ** 0.5
+    step = torch.arange(q.shape[-2])
+    lowest = torch.finfo(scores.dtype).min
+    return F.softmax(torch.where(step[:, None] >= step, scores, lowest), dim=-1).matmul(v)
+
+
+def _attention_preallocated(q, k, v):
+    y = torch.zeros(v.shape, dtype=v.dtype)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            y[b, h] = _attention(q[b, h], k[b, h], v[b, h])
+    return y
+
+
 @exercise(
     "causal-attention",
     solution=causal_attention,
@@ -163,10 +217,54 @@ def _attention_library(q, k, v):
             _attention_wrong_axis,
             "The softmax ran over the queries. Each query's weights must sum to 1: the last axis.",
         ),
+        Mutant(
+            "no_maximum",
+            _attention_no_maximum,
+            "You took exp of the scores as they are: from 89 on it overflows, and inf / inf is "
+            "nan. Subtract each row's maximum first (softmax does).",
+        ),
+        Mutant(
+            "whole_maximum",
+            _attention_whole_maximum,
+            "You subtracted one maximum of the whole tensor. Rows far below it become 0 / 0: the "
+            "maximum belongs to each row.",
+        ),
+        Mutant(
+            "small_mask",
+            _attention_small_mask,
+            "Your mask is a score of -100, and real scores can be lower: then the future is seen. "
+            "Use -inf.",
+        ),
+        Mutant(
+            "by_value_width",
+            _attention_by_value_width,
+            "You divided by the root of v's width. It is the width of q and k that the scores "
+            "were summed over.",
+        ),
+        Mutant(
+            "batch_summed",
+            _attention_batch_summed,
+            "Your product sums over the batch, so that the texts see one another's scores. Keep "
+            "the batch as a dimension.",
+        ),
+        Mutant(
+            "nan_to_num",
+            _attention_nan_to_num,
+            "Your mask hides the diagonal, and nan_to_num swept the first row's nan away. "
+            "Position t sees itself: mask from t + 1 on.",
+        ),
+        Mutant(
+            "layout",
+            _attention_viewed,
+            "Your code needs contiguous inputs. The heads of [B, T, H, d] transposed to [B, H, T, "
+            "d] are not: use reshape, or contiguous() first.",
+        ),
     ],
     alternatives=[
         Alternative("einsum", _attention_einsum),
         Alternative("row_by_row", _attention_row_by_row),
+        Alternative("finite_mask", _attention_finite_mask),
+        Alternative("preallocated", _attention_preallocated),
     ],
 )
 def check_causal_attention(c):
@@ -200,4 +298,28 @@ def check_causal_attention(c):
             expected_fn=_attention_library,
             label="the gradient reaches q, k and v",
             names=("q", "k", "v"),
+        )
+    with c.part():
+        axis = F.normalize(c.randn(dim), dim=0)
+        level = torch.linspace(-12.0, 12.0, steps)[:, None] * 30.0
+        loud_k = (20.0 + c.rand(steps, 1)) * axis + c.randn(steps, dim)
+        loud_q, loud_k = (level * axis).expand(2, 3, -1, -1), (-loud_k).expand(2, 3, -1, -1)
+        high = c.call(torch.ones_like(q) * 30, torch.ones_like(k) * 30 + k / 30, v)
+        wanted = F.scaled_dot_product_attention(
+            torch.ones_like(q).double() * 30, 30 + k.double() / 30, v.double(), is_causal=True
+        )
+        label = "scores of a thousand do not overflow"
+        c.close(high, wanted.float(), label=label, rtol=1e-2, atol=1e-2)
+        label = "scores of thousands, of either sign, neither overflow nor let the future in"
+        loud = c.call(loud_q.contiguous(), loud_k.contiguous(), v)
+        wanted = F.scaled_dot_product_attention(
+            loud_q.double(), loud_k.double(), v.double(), is_causal=True
+        )
+        c.close(loud, wanted.float(), label=label, rtol=1e-2, atol=1e-2)
+    with c.part():
+        heads_last = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v)]
+        again = c.call(*heads_last)
+        wanted = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        c.close(
+            again, wanted, label="inputs that are not contiguous (from [B, T, H, d]) give the same"
         )

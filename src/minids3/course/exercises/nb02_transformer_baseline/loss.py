@@ -83,6 +83,39 @@ def _loss_flat(logits, targets, ignore_index=-100):
     return (rows.exp().sum(-1).log() - chosen).mean()
 
 
+def _loss_mark_built_in(logits, targets, ignore_index=-100):
+    counted = targets != -100
+    index = targets.masked_fill(~counted, 0)
+    logp = torch.log_softmax(logits, -1).gather(-1, index[..., None])[..., 0]
+    return -logp[counted].mean()
+
+
+def _loss_any_negative(logits, targets, ignore_index=-100):
+    return lm_loss(logits, targets.clamp(min=-1), -1)
+
+
+def _loss_viewed(logits, targets, ignore_index=-100):
+    flat = logits.view(-1, logits.shape[-1]), targets.view(-1)
+    return lm_loss(flat[0][None], flat[1][None], ignore_index)
+
+
+def _loss_one_hot(logits, targets, ignore_index=-100):
+    counted = (targets != ignore_index).to(logits.dtype)
+    index = torch.where(targets == ignore_index, 0, targets)
+    one_hot = torch.zeros_like(logits).scatter(-1, index[..., None], 1.0)
+    shifted = logits - logits.amax(-1, keepdim=True)
+    logp = shifted - shifted.exp().sum(-1, keepdim=True).log()
+    return -((one_hot * logp).sum(-1) * counted).sum() / counted.sum()
+
+
+def _loss_loop(logits, targets, ignore_index=-100):
+    terms = []
+    for row, target in zip(logits.flatten(0, 1), targets.flatten().tolist(), strict=True):
+        if target != ignore_index:
+            terms.append(torch.logsumexp(row, 0) - row[target])
+    return torch.stack(terms).mean()
+
+
 @exercise(
     "lm-loss",
     solution=lm_loss,
@@ -153,10 +186,28 @@ def _loss_flat(logits, targets, ignore_index=-100):
             "The softmax of an unlikely token rounds to 0 and its log is minus infinity. Stay in "
             "logs: logsumexp minus the chosen logit.",
         ),
+        Mutant(
+            "mark_built_in",
+            _loss_mark_built_in,
+            "You built -100 in. Which target does not count is said by the argument ignore_index.",
+        ),
+        Mutant(
+            "any_negative",
+            _loss_any_negative,
+            "You left out every negative target, whatever ignore_index says. It can be any "
+            "number, such as the id of a padding token.",
+        ),
+        Mutant(
+            "layout",
+            _loss_viewed,
+            "Your code needs contiguous logits, and logits[:, :-1] is not: use flatten or reshape.",
+        ),
     ],
     alternatives=[
         Alternative("log_softmax", _loss_log_softmax),
         Alternative("flat_with_maximum", _loss_flat),
+        Alternative("one_hot", _loss_one_hot),
+        Alternative("loop", _loss_loop),
     ],
 )
 def check_lm_loss(c):
@@ -189,6 +240,22 @@ def check_lm_loss(c):
             expected_fn=cross_entropy_ref,
             label="the gradient is softmax minus one-hot over the count",
             names=("logits",),
+        )
+    with c.part():
+        padding = int(targets[0, 0])
+        got = c.call(logits, targets, padding)
+        label = "with ignore_index a token's id, that token does not count"
+        c.close(
+            got, _expected_loss(logits, targets.masked_fill(targets == padding, -100)), label=label
+        )
+    with c.part():
+        got = c.call(logits[:, :-1], targets[:, 1:])
+        label = "logits and targets that are slices, logits[:, :-1] and targets[:, 1:], are right"
+        c.close(got, _expected_loss(logits[:, :-1], targets[:, 1:]), label=label)
+    with c.part():
+        got = c.call(logits, masked.masked_fill(masked == -100, -1), -1)
+        c.close(
+            got, _expected_loss(logits, masked), label="with ignore_index=-1 a -1 does not count"
         )
 
 

@@ -65,6 +65,24 @@ def _rope_library(x, cos, sin):
     return apply_rope_ref(x, cos, sin)
 
 
+def _rope_view_as(x, cos, sin):
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
+
+
+def _rope_preallocated(x, cos, sin):
+    out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, cos.dtype))
+    out[..., ::2] = x[..., ::2] * cos - x[..., 1::2] * sin
+    out[..., 1::2] = x[..., 1::2] * cos + x[..., ::2] * sin
+    return out.to(x.dtype)
+
+
+def _rope_matrices(x, cos, sin):
+    turn = torch.stack((torch.stack((cos, -sin), -1), torch.stack((sin, cos), -1)), -2)
+    pairs = x.unflatten(-1, (-1, 2)).to(turn.dtype)
+    return torch.einsum("tjab,...tjb->...tja", turn, pairs).flatten(-2).to(x.dtype)
+
+
 @exercise(
     "rope",
     solution=rope,
@@ -116,10 +134,18 @@ def _rope_library(x, cos, sin):
             _rope_promoted,
             "The tables are fp32 and pulled the result up with them: return x's own dtype.",
         ),
+        Mutant(
+            "layout",
+            _rope_view_as,
+            "Your code needs x to be contiguous. A slice or a transposed tensor is not: use "
+            "reshape, or contiguous() first.",
+        ),
     ],
     alternatives=[
         Alternative("complex_numbers", _rope_complex),
         Alternative("quarter_turn", _rope_quarter_turn),
+        Alternative("preallocated", _rope_preallocated),
+        Alternative("matrices", _rope_matrices),
     ],
 )
 def check_rope(c):
@@ -158,3 +184,7 @@ def check_rope(c):
             label="the gradient reaches x",
             names=("x",),
         )
+    with c.part():
+        label = "an x that is not contiguous gives the same"
+        apart = c.call(c.strided(x), cos, sin)
+        c.close(apart, rope(x, cos, sin), label=label)

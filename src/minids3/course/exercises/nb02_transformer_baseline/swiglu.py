@@ -52,6 +52,21 @@ def _swiglu_one_product(x, w_gate, w_up, w_down):
     return torch.einsum("...f,df->...d", gate / (1 + torch.exp(-gate)) * up, w_down)
 
 
+def _swiglu_exp(x, w_gate, w_up, w_down):
+    gate = x @ w_gate.T
+    return (gate * torch.exp(gate) / (1 + torch.exp(gate)) * (x @ w_up.T)) @ w_down.T
+
+
+def _swiglu_to_float(x, w_gate, w_up, w_down):
+    return swiglu(x.float(), w_gate.float(), w_up.float(), w_down.float())
+
+
+def _swiglu_einsum(x, w_gate, w_up, w_down):
+    gate = torch.einsum("...d,fd->...f", x, w_gate)
+    up = torch.einsum("...d,fd->...f", x, w_up)
+    return torch.einsum("...f,df->...d", gate / (1 + torch.exp(-gate)) * up, w_down)
+
+
 @exercise(
     "swiglu",
     solution=swiglu,
@@ -93,10 +108,22 @@ def _swiglu_one_product(x, w_gate, w_up, w_down):
             _swiglu_late,
             "SiLU went around the product of both. It belongs around the gate alone.",
         ),
+        Mutant(
+            "overflows",
+            _swiglu_exp,
+            "exp(gate) / (1 + exp(gate)) is inf / inf for a large gate. Use torch.sigmoid, or 1 / "
+            "(1 + exp(-gate)).",
+        ),
+        Mutant(
+            "stays_float32",
+            _swiglu_to_float,
+            "You computed in float32 and stayed there. The result has the dtype of x.",
+        ),
     ],
     alternatives=[
         Alternative("linear", _swiglu_linear),
         Alternative("one_product", _swiglu_one_product),
+        Alternative("einsum", _swiglu_einsum),
     ],
 )
 def check_swiglu(c):
@@ -128,4 +155,17 @@ def check_swiglu(c):
             label="the gradient reaches x and all three weights",
             names=("x", "w_gate", "w_up", "w_down"),
             atol=1e-3,
+        )
+    with c.part():
+        big = c.call(100 * x, *weights)
+        label = "gates of some hundreds are right"
+        wanted = _swiglu_linear(100 * x.double(), *(w.double() for w in weights)).float()
+        c.close(big, wanted, label=label, rtol=1e-3, atol=0.1)
+    with c.part():
+        half = c.call(x.bfloat16(), *(w.bfloat16() for w in weights))
+        c.dtype(half, torch.bfloat16, label="bfloat16 in, bfloat16 out")
+        wanted = _swiglu_linear(x, *weights)
+        off = (half.float() - wanted).norm() / wanted.norm()
+        c.true(
+            off < 0.05, "with the same numbers to bfloat16's precision", f"{100 * off:.3g} % off"
         )

@@ -9,6 +9,8 @@ import torch
 from minids3.course.exercises.nb03_latent_attention.naive import (
     attend_naive,
     check_cached,
+    check_layout,
+    check_loud,
     expected_attention,
     latent_inputs,
 )
@@ -108,6 +110,53 @@ def _absorb_one_row(q_nope, q_rope, c_kv, k_rope, w_kv_b):
     return _with(q_nope, q_rope, c_kv, k_rope, w_kv_b)
 
 
+def _small_mask(q_nope, q_rope, c_kv, k_rope, w_kv_b):
+    return _folded(q_nope, q_rope, c_kv, k_rope, w_kv_b, hidden=-100.0)
+
+
+def _leaky(q_nope, q_rope, c_kv, k_rope, w_kv_b):
+    return _folded(q_nope, q_rope, c_kv, k_rope, w_kv_b, mask=False)
+
+
+def _keys_then_values(q_nope, q_rope, c_kv, k_rope, w_kv_b):
+    n_heads, nope = q_nope.shape[1], q_nope.shape[-1]
+    w_uk = w_kv_b[: n_heads * nope].unflatten(0, (n_heads, -1))
+    w_uv = w_kv_b[n_heads * nope :].unflatten(0, (n_heads, -1))
+    weight = torch.cat((w_uk, w_uv), 1).flatten(0, 1)
+    return attend_absorbed(q_nope, q_rope, c_kv, k_rope, weight)
+
+
+def _viewed(q_nope, q_rope, c_kv, k_rope, w_kv_b):
+    weight = w_kv_b.view(q_nope.shape[1], -1, c_kv.shape[-1]).flatten(0, 1)
+    return attend_absorbed(
+        q_nope, q_rope, c_kv.view(-1, c_kv.shape[-1]).view(c_kv.shape), k_rope, weight
+    )
+
+
+def _folded(q_nope, q_rope, c_kv, k_rope, w_kv_b, hidden=float("-inf"), mask=True):
+    w_uk, w_uv = _parts(q_nope, w_kv_b)
+    scores = (q_nope @ w_uk) @ c_kv[:, None].transpose(-1, -2)
+    scores = scores + q_rope @ k_rope[:, None].transpose(-1, -2)
+    scores = scores / math.sqrt(q_nope.shape[-1] + q_rope.shape[-1])
+    if mask:
+        query = scores.shape[-1] - scores.shape[-2] + torch.arange(scores.shape[-2])[:, None]
+        scores = scores.masked_fill(torch.arange(scores.shape[-1]) > query, hidden)
+    return torch.softmax(scores, -1) @ c_kv[:, None] @ w_uv.transpose(-1, -2)
+
+
+def _preallocated(q_nope, q_rope, c_kv, k_rope, w_kv_b):
+    w_uk, w_uv = _parts(q_nope, w_kv_b)
+    out = torch.zeros(*q_nope.shape[:3], w_uv.shape[1])
+    n_queries, n_keys = q_nope.shape[2], c_kv.shape[1]
+    future = torch.arange(n_keys) > torch.arange(n_keys - n_queries, n_keys)[:, None]
+    for h in range(q_nope.shape[1]):
+        scores = (q_nope[:, h] @ w_uk[h]) @ c_kv.mT + q_rope[:, h] @ k_rope.mT
+        scores = scores * (q_nope.shape[-1] + q_rope.shape[-1]) ** -0.5
+        share = torch.softmax(scores.masked_fill(future, torch.finfo(scores.dtype).min), -1)
+        out[:, h] = (share @ c_kv) @ w_uv[h].T
+    return out
+
+
 @exercise(
     "mla-absorb",
     solution=attend_absorbed,
@@ -165,10 +214,34 @@ def _absorb_one_row(q_nope, q_rope, c_kv, k_rope, w_kv_b):
             "The mask assumes that the first query is position 0. The queries are the last T of S "
             "positions: shift the diagonal by S - T.",
         ),
+        Mutant(
+            "leaky",
+            _leaky,
+            "There is no mask: queries see positions that come after their own.",
+        ),
+        Mutant(
+            "keys_then_values",
+            _keys_then_values,
+            "You took the first H * dn rows as keys of all heads. The rows lie per head: dn for "
+            "keys, dv for values, then the next head. Split the heads first.",
+        ),
+        Mutant(
+            "small_mask",
+            _small_mask,
+            "Your mask is a score of -100, and real scores can be lower: then the future is seen. "
+            "Use -inf.",
+        ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs contiguous inputs, and slices of a cache are not: use reshape, "
+            "flatten or unflatten.",
+        ),
     ],
     alternatives=[
         Alternative("einsum", _absorb_einsum),
         Alternative("one_row", _absorb_one_row),
+        Alternative("preallocated", _preallocated),
     ],
 )
 def check_attend_absorbed(c):
@@ -205,3 +278,7 @@ def check_attend_absorbed(c):
             names=("q_nope", "q_rope", "c_kv", "k_rope", "w_kv_b"),
             atol=1e-3,
         )
+    with c.part():
+        check_loud(c, args)
+    with c.part():
+        check_layout(c, args)

@@ -82,6 +82,15 @@ def _cache_table(kind, layers, heads, kv_heads, head_dim, latent, rotary, size=2
     return _count(kind, layers, heads * pair, kv_heads * pair, latent + rotary, size)
 
 
+def _a_float(kind, layers, heads, kv_heads, head_dim, latent, rotary, size=2):
+    bits = 8 * size
+    return cache_bytes(kind, layers, heads, kv_heads, head_dim, latent, rotary, 1) * bits / 8
+
+
+def _in_bits(kind, layers, heads, kv_heads, head_dim, latent, rotary, size=2):
+    return 8 * cache_bytes(kind, layers, heads, kv_heads, head_dim, latent, rotary, size)
+
+
 @exercise(
     "mla-cache-size",
     solution=cache_bytes,
@@ -138,6 +147,17 @@ def _cache_table(kind, layers, heads, kv_heads, head_dim, latent, rotary, size=2
             _always_two_bytes,
             "You fixed two bytes a number. An FP8 cache has one, an FP32 cache four: use size.",
         ),
+        Mutant(
+            "a_float",
+            _a_float,
+            "You returned a float. Bytes are counted: use whole numbers throughout, // instead of "
+            "/.",
+        ),
+        Mutant(
+            "in_bits",
+            _in_bits,
+            "That is in bits. A byte has eight of them.",
+        ),
     ],
     alternatives=[
         Alternative("library", _cache_library),
@@ -148,13 +168,13 @@ def check_cache_bytes(c):
     """Three published models, random sizes, other number formats, what must not matter."""
     v3 = (61, 128, 128, 128, 512, 64)
     got = c.call("mha", *v3, label='runs on V3\'s sizes with kind "mha"')
-    c.true(got == 3_997_696, "128 heads of 128, 61 layers, MHA: 3,997,696 bytes", f"got {got}")
+    c.equal(got, 3_997_696, label="128 heads of 128, 61 layers, MHA: 3,997,696 bytes")
     with c.part():
         got = c.call("mla", *v3)
-        c.true(got == 70_272, "DeepSeek-V3's MLA: 70,272 bytes", f"got {got}")
+        c.equal(got, 70_272, label="DeepSeek-V3's MLA: 70,272 bytes")
     with c.part():
         got = c.call("gqa", 126, 128, 8, 128, 512, 64)
-        c.true(got == 516_096, "Llama-3.1-405B, 8 key-value heads: 516,096 bytes", f"got {got}")
+        c.equal(got, 516_096, label="Llama-3.1-405B, 8 key-value heads: 516,096 bytes")
     layers, heads, width = c.size(3, 9), 4 * c.size(3, 6), 16 * c.size(2, 5)
     latent, rotary = c.size(70, 90), 2 * c.size(5, 12)
     sizes = (layers, heads, 2, width, latent, rotary)
@@ -167,12 +187,12 @@ def check_cache_bytes(c):
         with c.part():
             got = c.call(kind, *sizes)
             label = f"{kind}, other sizes: {2 * numbers:,} bytes"
-            c.true(got == 2 * numbers, label, f"got {got}")
+            c.equal(got, 2 * numbers, label=label)
     with c.part():
         got = [c.call(kind, *sizes, 1) for kind in expected]
         label = "numbers of one byte each: half of it"
-        c.true(got == list(expected.values()), label, f"got {got}")
+        c.equal(got, list(expected.values()), label=label)
     with c.part():
         more = c.call("mla", layers, 3 * heads, 2, width, latent, rotary)
         label = "three times the heads cost an MLA cache nothing"
-        c.true(more == 2 * expected["mla"], label, f"got {more}")
+        c.equal(more, 2 * expected["mla"], label=label)

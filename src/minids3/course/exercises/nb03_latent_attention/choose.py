@@ -98,6 +98,23 @@ def _macs_counted(queries, cached, heads, nope, rotary, value, latent):
     return tuple(found)
 
 
+def _flops(queries, cached, heads, nope, rotary, value, latent):
+    naive, absorbed = count_macs(queries, cached, heads, nope, rotary, value, latent)
+    return 2 * naive, 2 * absorbed
+
+
+def _floats(queries, cached, heads, nope, rotary, value, latent):
+    naive, absorbed = count_macs(queries, cached, heads, nope, rotary, value, latent)
+    return naive / 1, absorbed / 1
+
+
+def _causal_half(queries, cached, heads, nope, rotary, value, latent):
+    pairs = queries * (queries + 1) // 2 + queries * (cached - queries)
+    matrix = latent * (nope + value)
+    naive = heads * (pairs * (nope + rotary + value) + cached * matrix)
+    return naive, heads * (pairs * (2 * latent + rotary) + queries * matrix)
+
+
 @exercise(
     "mla-choose",
     solution=count_macs,
@@ -158,6 +175,22 @@ def _macs_counted(queries, cached, heads, nope, rotary, value, latent):
         Mutant(
             "swapped", _swapped, "The order is (naive, absorbed). Yours is the other way round."
         ),
+        Mutant(
+            "flops",
+            _flops,
+            "You counted floating-point operations. A multiply-add is one here, not two.",
+        ),
+        Mutant(
+            "floats",
+            _floats,
+            "You returned floats. Operations are counted: use whole numbers, // instead of /.",
+        ),
+        Mutant(
+            "causal_half",
+            _causal_half,
+            "You left out the pairs that the mask hides. Here every query meets every cached "
+            "token.",
+        ),
     ],
     alternatives=[
         Alternative("step_by_step", _macs_step_by_step),
@@ -170,14 +203,14 @@ def check_count_macs(c):
     got = c.call(1, 1000, *v3, label="runs on V3's sizes and returns two numbers", returns=2)
     with c.part():
         label = "naive, T = 1 on S = 1,000 at V3's sizes"
-        c.true(got[0] == 1000 * (40_960 + 16_777_216), label, f"got {got[0]}")
+        c.equal(got[0], 1000 * (40_960 + 16_777_216), label=label)
     with c.part():
         label = "absorbed, T = 1 on S = 1,000 at V3's sizes"
-        c.true(got[1] == 1000 * 139_264 + 16_777_216, label, f"got {got[1]}")
+        c.equal(got[1], 1000 * 139_264 + 16_777_216, label=label)
     sizes = (c.size(3, 5), c.size(6, 9), 2 * c.size(3, 5), c.size(7, 10), c.size(17, 30))
     for queries, cached in ((1, 1), (1, c.size(50, 90)), (c.size(20, 40), c.size(41, 80))):
         with c.part():
             got = c.call(queries, cached, *sizes, returns=2)
             wanted = _macs_counted(queries, cached, *sizes)
             label = f"T = {queries}, S = {cached}: as PyTorch counts the products"
-            c.true(tuple(got) == wanted, label, f"got {tuple(got)}, expected {wanted}")
+            c.equal(tuple(got), wanted, label=label)

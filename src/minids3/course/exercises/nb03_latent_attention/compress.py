@@ -81,6 +81,23 @@ def _compress_complex(h, w_kv_a, kv_norm, cos, sin):
     return (c_kv.float() / size.sqrt() * kv_norm).to(h.dtype), turned.to(h.dtype)
 
 
+def _viewed(h, w_kv_a, kv_norm, cos, sin):
+    flat = h.view(-1, h.shape[-1])
+    return compress(flat.view(*h.shape), w_kv_a, kv_norm, cos, sin)
+
+
+def _preallocated(h, w_kv_a, kv_norm, cos, sin):
+    rank = len(kv_norm)
+    down = torch.einsum("btd,nd->btn", h, w_kv_a)
+    latent = down[..., :rank].double()
+    c_kv = latent / (latent.square().mean(-1, keepdim=True) + 1e-6).sqrt() * kv_norm
+    k_rope = torch.zeros_like(down[..., rank:])
+    even, odd = down[..., rank::2], down[..., rank + 1 :: 2]
+    k_rope[..., ::2] = even * cos - odd * sin
+    k_rope[..., 1::2] = even * sin + odd * cos
+    return c_kv.to(h.dtype), k_rope
+
+
 @exercise(
     "mla-compress",
     solution=compress,
@@ -140,10 +157,17 @@ def _compress_complex(h, w_kv_a, kv_norm, cos, sin):
             "You turned the latent as well. It must not know where it is, or the key matrix can no "
             "longer be folded into the query (section 3.7).",
         ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs h to be contiguous, and a slice of the stream is not: use reshape or "
+            "flatten.",
+        ),
     ],
     alternatives=[
         Alternative("two_products", _compress_two_products),
         Alternative("complex_numbers", _compress_complex),
+        Alternative("preallocated", _preallocated),
     ],
 )
 def check_compress(c):
@@ -187,6 +211,11 @@ def check_compress(c):
             names=("h", "w_kv_a", "kv_norm"),
             atol=1e-3,
         )
+    with c.part():
+        label = "an h that is not contiguous gives the same latent"
+        apart_c, apart_k = c.call(c.strided(h), w_kv_a, kv_norm, cos, sin, returns=2)
+        c.close(apart_c, wanted_c, label=label)
+        c.close(apart_k, wanted_k, label="and the same key", atol=1e-4)
 
 
 def _expected(h, w_kv_a, kv_norm, cos, sin):

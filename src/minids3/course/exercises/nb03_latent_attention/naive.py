@@ -130,6 +130,78 @@ def check_cached(c, args):
         c.close(y, expected_attention(*args)[:, :, -last:], label=label)
 
 
+def _late_mask(q_nope, q_rope, c_kv, k_rope, w_kv_b):
+    return _attend(q_nope, q_rope, c_kv, k_rope, w_kv_b, late=1)
+
+
+def _small_mask(q_nope, q_rope, c_kv, k_rope, w_kv_b):
+    return _attend(q_nope, q_rope, c_kv, k_rope, w_kv_b, hidden=-100.0)
+
+
+def _no_maximum(q_nope, q_rope, c_kv, k_rope, w_kv_b):
+    return _attend(q_nope, q_rope, c_kv, k_rope, w_kv_b, softmax=_plain_softmax)
+
+
+def _viewed(q_nope, q_rope, c_kv, k_rope, w_kv_b):
+    n_heads = q_nope.shape[1]
+    weight = w_kv_b.view(n_heads, -1, w_kv_b.shape[-1]).flatten(0, 1)
+    latent = c_kv.view(-1, c_kv.shape[-1]).view(c_kv.shape)
+    return attend_naive(q_nope, q_rope, latent, k_rope, weight)
+
+
+def _plain_softmax(scores):
+    weights = torch.exp(scores)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _attend(q_nope, q_rope, c_kv, k_rope, w_kv_b, late=0, hidden=float("-inf"), softmax=None):
+    n_heads, nope = q_nope.shape[1], q_nope.shape[-1]
+    kv = (c_kv @ w_kv_b.T).unflatten(-1, (n_heads, -1)).transpose(1, 2)
+    scores = q_nope @ kv[..., :nope].transpose(-1, -2)
+    scores = scores + q_rope @ k_rope[:, None].transpose(-1, -2)
+    scores = scores / math.sqrt(nope + q_rope.shape[-1])
+    n_queries, n_keys = scores.shape[-2:]
+    future = torch.ones(n_queries, n_keys, dtype=torch.bool).triu(n_keys - n_queries + 1 + late)
+    weights = (softmax or (lambda s: torch.softmax(s, -1)))(scores.masked_fill(future, hidden))
+    return weights @ kv[..., nope:]
+
+
+def _by_head(q_nope, q_rope, c_kv, k_rope, w_kv_b):
+    n_heads, nope = q_nope.shape[1], q_nope.shape[-1]
+    weight = w_kv_b.reshape(n_heads, -1, w_kv_b.shape[-1])
+    y = torch.zeros(*q_nope.shape[:3], weight.shape[1] - nope)
+    for b in range(y.shape[0]):
+        for h in range(n_heads):
+            kv = torch.einsum("sc,nc->sn", c_kv[b], weight[h])
+            k = torch.cat((kv[:, :nope], k_rope[b]), -1)
+            q = torch.cat((q_nope[b, h], q_rope[b, h]), -1)
+            scores = torch.einsum("td,sd->ts", q, k) * k.shape[-1] ** -0.5
+            ahead = torch.arange(len(k)) > torch.arange(len(k) - len(q), len(k))[:, None]
+            scores = torch.where(ahead, torch.finfo(scores.dtype).min, scores)
+            y[b, h] = torch.softmax(scores, -1) @ kv[:, nope:]
+    return y
+
+
+def check_loud(c, args):
+    """Scores of hundreds, and position 0's own ones far below zero."""
+    q_nope, q_rope, c_kv, k_rope, w_kv_b = args
+    heads, nope = q_nope.shape[1], q_nope.shape[-1]
+    w_uk = w_kv_b.unflatten(0, (heads, -1))[:, :nope]
+    own = torch.einsum("bhn,hnc,bc->bh", q_nope[:, :, 0], w_uk, c_kv[:, 0])
+    own = own + torch.einsum("bhr,br->bh", q_rope[:, :, 0], k_rope[:, 0])
+    factor = -300 * torch.sign(own)[..., None, None]
+    loud = (q_nope * factor, q_rope * factor, c_kv, k_rope, w_kv_b)
+    y = c.call(*loud)
+    label = "scores of hundreds, of either sign, neither overflow nor let the future in"
+    c.close(y, expected_attention(*loud), label=label, rtol=2e-2, atol=2e-2)
+
+
+def check_layout(c, args):
+    """Inputs that are not contiguous."""
+    y = c.call(*[c.strided(t) for t in args])
+    c.close(y, expected_attention(*args), label="inputs that are not contiguous give the same")
+
+
 @exercise(
     "mla-naive",
     solution=attend_naive,
@@ -191,10 +263,35 @@ def check_cached(c, args):
             "The last axis was cut as (dn + dv, H). A head's rows lie together: cut it as "
             "(H, dn + dv).",
         ),
+        Mutant(
+            "late_mask",
+            _late_mask,
+            "Your mask starts one too late: each query sees the token after its own. Query t "
+            "stands at position S - T + t; hide from S - T + t + 1 on.",
+        ),
+        Mutant(
+            "small_mask",
+            _small_mask,
+            "Your mask is a score of -100, and real scores can be lower: then the future is seen. "
+            "Use -inf.",
+        ),
+        Mutant(
+            "no_maximum",
+            _no_maximum,
+            "You took exp of the scores as they are: from 89 on it overflows, and inf / inf is "
+            "nan. Use torch.softmax, or subtract each row's maximum.",
+        ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs contiguous inputs, and slices of a cache are not: use reshape, "
+            "flatten or unflatten.",
+        ),
     ],
     alternatives=[
         Alternative("reference", _naive_reference),
         Alternative("two_scores", _naive_two_scores),
+        Alternative("by_head", _by_head),
     ],
 )
 def check_attend_naive(c):
@@ -227,6 +324,10 @@ def check_attend_naive(c):
             names=("q_nope", "q_rope", "c_kv", "k_rope", "w_kv_b"),
             atol=1e-3,
         )
+    with c.part():
+        check_loud(c, args)
+    with c.part():
+        check_layout(c, args)
 
 
 def latent_inputs(c):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from minids3.config import get_config
 from minids3.course.registry import Alternative, Mutant, exercise
 from minids3.sim import parameters
@@ -123,6 +125,29 @@ def _total_less_idle(
     return [total, total - moe * (routed - top_k) * 3 * hidden * expert_width]
 
 
+def _dense_idle(hidden, layers, dense_layers, dense_width, routed, shared, top_k, expert_width):
+    total, activated = feed_forward_parameters(
+        hidden, layers, dense_layers, dense_width, routed, shared, top_k, expert_width
+    )
+    return total, activated - 3 * dense_layers * hidden * dense_width
+
+
+def _through_float32(
+    hidden, layers, dense_layers, dense_width, routed, shared, top_k, expert_width
+):
+    counts = feed_forward_parameters(
+        hidden, layers, dense_layers, dense_width, routed, shared, top_k, expert_width
+    )
+    return tuple(int(torch.tensor(float(n), dtype=torch.float32)) for n in counts)
+
+
+def _floats(hidden, layers, dense_layers, dense_width, routed, shared, top_k, expert_width):
+    counts = feed_forward_parameters(
+        hidden, layers, dense_layers, dense_width, routed, shared, top_k, expert_width
+    )
+    return counts[0] / 1, counts[1] / 1
+
+
 @exercise(
     "moe-activated",
     solution=feed_forward_parameters,
@@ -188,6 +213,23 @@ def _total_less_idle(
             _one_layer,
             "You counted a single layer with experts. There are layers - dense_layers of them.",
         ),
+        Mutant(
+            "dense_idle",
+            _dense_idle,
+            "You left the dense layers out of the activated parameters. Every token goes through "
+            "them.",
+        ),
+        Mutant(
+            "through_float32",
+            _through_float32,
+            "You counted in float32, which knows whole numbers up to 16 million only. Use "
+            "Python's ints.",
+        ),
+        Mutant(
+            "floats",
+            _floats,
+            "You returned floats. Parameters are counted: use whole numbers.",
+        ),
     ],
     alternatives=[
         Alternative("layer_by_layer", _layer_by_layer),
@@ -230,6 +272,19 @@ def check_feed_forward_parameters(c):
         only = c.call(**dense, returns=2)
         wanted = 2 * 3 * sizes["hidden"] * sizes["dense_width"]
         c.equal(list(only), [wanted, wanted], label="dense layers only: all of it is activated")
+    with c.part():
+        v3 = {
+            "hidden": 7168,
+            "layers": 61,
+            "dense_layers": 3,
+            "dense_width": 18432,
+            "routed": 256,
+            "shared": 1,
+            "top_k": 8,
+            "expert_width": 2048 + c.size(1, 9),  # nearly DeepSeek-V3's
+        }
+        big = c.call(**v3, returns=2)
+        c.equal(tuple(big), _expected(v3), label="numbers of eleven digits are exact")
 
 
 def _expected(sizes):

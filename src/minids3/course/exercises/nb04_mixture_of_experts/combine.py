@@ -82,6 +82,22 @@ def _combine_token_by_token(rows, weights, inverse):
     return torch.stack(out)
 
 
+def _viewed(rows, weights, inverse):
+    return combine(rows.view(-1).view(rows.shape), weights, inverse)
+
+
+def _home_first(rows, weights, inverse):
+    n, k = weights.shape
+    y = torch.zeros(n, rows.shape[1])
+    for pair in range(n * k):
+        y[pair // k] += weights[pair // k, pair % k] * rows[inverse[pair]]
+    return y
+
+
+def _to_float(rows, weights, inverse):
+    return combine(rows.double(), weights.double(), inverse)
+
+
 @exercise(
     "moe-combine",
     solution=combine,
@@ -145,11 +161,23 @@ def _combine_token_by_token(rows, weights, inverse):
             _combine_detached,
             "The weights were detached: the values are right, but the gate would never learn.",
         ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs rows to be contiguous: use reshape.",
+        ),
+        Mutant(
+            "to_double",
+            _to_float,
+            "You computed in float64, which is fine, and stayed there. The result has the dtype "
+            "of the rows.",
+        ),
     ],
     alternatives=[
         Alternative("index_add", _combine_index_add),
         Alternative("einsum", _combine_einsum),
         Alternative("token_by_token", _combine_token_by_token),
+        Alternative("pair_by_pair", _home_first),
     ],
 )
 def check_combine(c):
@@ -160,6 +188,7 @@ def check_combine(c):
     rows, weights = c.randn(pairs, dim), 0.2 + c.rand(tokens, top_k)
     y = c.call(rows, weights, inverse, label=f"runs on {pairs} rows and weights {[tokens, top_k]}")
     c.shape(y, (tokens, dim), "the result")
+    c.dtype(y, rows.dtype, "the result")
     with c.part():
         c.close(y, _expected(rows, weights, inverse), label="token n gets the rows of its K pairs")
     with c.part():
@@ -181,6 +210,10 @@ def check_combine(c):
             label="the gradient reaches the rows and the weights",
             names=("rows", "weights"),
         )
+    with c.part():
+        again = c.call(c.strided(rows), c.strided(weights), inverse)
+        label = "rows and weights that are not contiguous give the same"
+        c.close(again, _expected(rows, weights, inverse), label=label)
 
 
 def _expected(rows, weights, inverse):

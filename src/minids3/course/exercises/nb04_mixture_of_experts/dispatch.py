@@ -105,6 +105,43 @@ def _dispatch_buckets(indices, n_experts):
     )
 
 
+def _not_stable(indices, n_experts):
+    experts = indices.flatten()
+    order = experts.argsort()
+    return order, order.argsort(), torch.bincount(experts, minlength=n_experts)
+
+
+def _int8_key(indices, n_experts):
+    order = torch.argsort(indices.flatten().to(torch.int8), stable=True)
+    return order, order.argsort(), torch.bincount(indices.flatten(), minlength=n_experts)
+
+
+def _float_counts(indices, n_experts):
+    order, inverse, _ = plan_dispatch(indices, n_experts)
+    counts = torch.zeros(n_experts).index_add(0, indices.flatten(), torch.ones(indices.numel()))
+    return order, inverse, counts
+
+
+def _names_swapped(indices, n_experts):
+    order, inverse, counts = plan_dispatch(indices, n_experts)
+    return inverse, order, counts
+
+
+def _viewed(indices, n_experts):
+    return plan_dispatch(indices.view(-1)[:, None], n_experts)
+
+
+def _one_hot(indices, n_experts):
+    hit = torch.zeros(indices.numel(), n_experts, dtype=torch.int64)
+    hit[torch.arange(indices.numel()), indices.reshape(-1)] = 1
+    counts = hit.sum(0)
+    begin = counts.cumsum(0) - counts
+    inverse = ((hit.cumsum(0) - 1 + begin) * hit).sum(1)
+    order = torch.zeros(indices.numel(), dtype=torch.int64)
+    order[inverse] = torch.arange(indices.numel())
+    return order, inverse, counts
+
+
 @exercise(
     "moe-dispatch",
     solution=plan_dispatch,
@@ -176,15 +213,42 @@ def _dispatch_buckets(indices, n_experts):
             "You gave experts a capacity and dropped what exceeds it. DeepSeek-V3 drops no token, "
             "neither in training nor when it is used (TR section 2.1.2).",
         ),
+        Mutant(
+            "not_stable",
+            _not_stable,
+            "argsort alone does not keep pairs of one expert in their old order: say stable=True.",
+        ),
+        Mutant(
+            "int8_key",
+            _int8_key,
+            "You sorted 8-bit numbers, which end at 127. V3 has 256 experts: sort the int64 ids.",
+        ),
+        Mutant(
+            "float_counts",
+            _float_counts,
+            "Your counts are floats. Rows are cut by them later, so they must be whole numbers.",
+        ),
+        Mutant(
+            "names_swapped",
+            _names_swapped,
+            "order and inverse are swapped. order says which pair is at a place, inverse at which "
+            "place a pair is.",
+        ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs indices to be contiguous: use flatten or reshape.",
+        ),
     ],
     alternatives=[
         Alternative("one_key", _dispatch_one_key),
         Alternative("buckets", _dispatch_buckets),
+        Alternative("one_hot", _one_hot),
     ],
 )
 def check_plan_dispatch(c):
     """Places counted one by one, empty experts, everyone to one expert, a single token."""
-    experts, top_k, tokens = c.size(6, 8), c.size(2, 3), c.size(7, 9)
+    experts, top_k, tokens = c.size(6, 8), c.size(2, 3), c.size(23, 29)
     # The first and last experts stay empty, and one in between.
     usable = torch.tensor([e for e in range(1, experts - 1) if e != 3])
     picks = c.rand(tokens, len(usable)).argsort(-1)[:, :top_k]
@@ -221,6 +285,13 @@ def check_plan_dispatch(c):
         lone = torch.arange(top_k).flip(0)[None]
         one = c.call(lone, experts, returns=3)
         c.equal(one[0], torch.arange(top_k).flip(0), label="a single token works (N = 1)")
+    with c.part():
+        many = c.rand(40, 300).argsort(-1)[:, :8]
+        big = c.call(c.strided(many), 300, returns=3)
+        wanted = _expected(many, 300)
+        c.equal(big[0], wanted[0], label="300 experts, K = 8, indices not contiguous: order")
+        c.equal(big[1], wanted[1], label="300 experts, K = 8, indices not contiguous: inverse")
+        c.equal(big[2], wanted[2], label="300 experts, K = 8, indices not contiguous: counts")
 
 
 def _expected(indices, n_experts):

@@ -103,6 +103,39 @@ def _gate_masked(x, weight, bias, top_k, scale):
     return gates.gather(-1, indices), indices
 
 
+def _gate_scale_built_in(x, weight, bias, top_k, scale):
+    return moe_gate(x, weight, bias, top_k, 2.5)
+
+
+def _gate_batch_sum(x, weight, bias, top_k, scale):
+    scores = torch.sigmoid(x @ weight.T)
+    indices = (scores + bias).topk(top_k, dim=-1).indices
+    chosen = scores.gather(-1, indices)
+    return chosen / chosen.sum() * scale, indices
+
+
+def _gate_indexed(x, weight, bias, top_k, scale):
+    scores = torch.sigmoid(x @ weight.T)
+    indices = (scores + bias).topk(top_k, dim=-1).indices
+    chosen = scores[indices]
+    return chosen / chosen.sum(-1, keepdim=True) * scale, indices
+
+
+def _gate_unordered(x, weight, bias, top_k, scale):
+    weights, indices = moe_gate(x, weight, bias, top_k, scale)
+    indices, place = indices.sort(-1)
+    return weights.gather(-1, place), indices
+
+
+def _gate_in_float64(x, weight, bias, top_k, scale):
+    scores = 1 / (1 + torch.exp(-torch.einsum("nd,ed->ne", x.double(), weight.double())))
+    order = (scores + bias).argsort(-1, descending=True)[:, :top_k]
+    weights = torch.zeros(x.shape[0], top_k, dtype=torch.float64)
+    for n in range(x.shape[0]):
+        weights[n] = scores[n, order[n]] * scale / scores[n, order[n]].sum()
+    return weights.to(x.dtype), order
+
+
 @exercise(
     "moe-gate",
     solution=moe_gate,
@@ -170,17 +203,41 @@ def _gate_masked(x, weight, bias, top_k, scale):
             _gate_worst,
             "You chose the experts with the smallest values. Take the largest.",
         ),
+        Mutant(
+            "scale_built_in",
+            _gate_scale_built_in,
+            "You built DeepSeek-V3's 2.5 in. scale is an argument.",
+        ),
+        Mutant(
+            "batch_sum",
+            _gate_batch_sum,
+            "You divided by the sum over the whole batch. Each token's own weights add up to "
+            "scale: sum over the last axis, with keepdim=True.",
+        ),
+        Mutant(
+            "indexed",
+            _gate_indexed,
+            "scores[indices] picks rows, which are tokens. To pick each token's own experts along "
+            "the last axis use scores.gather(-1, indices).",
+        ),
+        Mutant(
+            "unordered",
+            _gate_unordered,
+            "You have the right experts in another order. The best choice comes first, as topk "
+            "gives them.",
+        ),
     ],
     alternatives=[
         Alternative("by_sorting", _gate_by_sorting),
         Alternative("token_by_token", _gate_token_by_token),
         Alternative("masked", _gate_masked),
+        Alternative("in_float64", _gate_in_float64),
     ],
 )
 def check_moe_gate(c):
     """Choice and weights token by token in double precision, edge cases, gradients."""
     experts, dim, top_k = c.size(7, 9), c.size(5, 6), c.size(3, 4)
-    tokens, scale = 2 * experts + c.size(2, 5), 2.5
+    tokens, scale = 2 * experts + c.size(2, 5), c.choice((0.5, 1.5, 4.0))
     x, weight, bias = c.randn(tokens, dim), c.randn(experts, dim) * 0.7, c.randn(experts) * 0.4
     weights, indices = c.call(
         x,
@@ -196,7 +253,9 @@ def check_moe_gate(c):
     c.shape(weights, (tokens, top_k), "weights")
     wanted_weights, wanted_indices = _expected(x, weight, bias, top_k, scale)
     with c.part():
-        c.equal(indices, wanted_indices, label="the chosen experts have the largest score + bias")
+        chosen, wanted_set = indices.sort(-1).values, wanted_indices.sort(-1).values
+        c.equal(chosen, wanted_set, label="the chosen experts have the largest score + bias")
+        c.equal(indices, wanted_indices, label="they come in order, the best choice first")
         c.close(weights, wanted_weights, label="the weights are the chosen experts' plain scores")
         total = torch.full((tokens,), scale)
         c.close(weights.sum(-1), total, label="each token's weights add up to scale")

@@ -91,6 +91,32 @@ def _groups_row_by_row(choice, n_group, topk_group):
     return out
 
 
+def _ties(choice, n_group, topk_group):
+    groups = choice.unflatten(-1, (n_group, -1))
+    sums = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1)
+    least = sums.topk(topk_group, dim=-1).values[:, -1:]
+    return groups.masked_fill((sums < least)[..., None], float("-inf")).flatten(1)
+
+
+def _viewed(choice, n_group, topk_group):
+    flat = choice.view(-1)
+    return limit_groups(flat.view(choice.shape), n_group, topk_group)
+
+
+def _preallocated(choice, n_group, topk_group):
+    n, experts = choice.shape
+    size = experts // n_group
+    out = torch.full_like(choice, float("-inf"))
+    for token in range(n):
+        sums = [
+            choice[token, g * size : (g + 1) * size].sort().values[-2:].sum().item()
+            for g in range(n_group)
+        ]
+        for g in sorted(range(n_group), key=sums.__getitem__)[n_group - topk_group :]:
+            out[token, g * size : (g + 1) * size] = choice[token, g * size : (g + 1) * size]
+    return out
+
+
 @exercise(
     "moe-groups",
     solution=limit_groups,
@@ -154,10 +180,22 @@ def _groups_row_by_row(choice, n_group, topk_group):
             "You closed experts inside the groups that were kept. The two best only rank a group; "
             "all of its experts stay eligible.",
         ),
+        Mutant(
+            "ties",
+            _ties,
+            "You kept every group that is as good as the last one kept. With equal groups that is "
+            "too many: exactly topk_group stay, whichever of the equal ones.",
+        ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs choice to be contiguous: use unflatten or reshape.",
+        ),
     ],
     alternatives=[
         Alternative("by_sorting", _groups_by_sorting),
         Alternative("row_by_row", _groups_row_by_row),
+        Alternative("preallocated", _preallocated),
     ],
 )
 def check_limit_groups(c):
@@ -191,11 +229,19 @@ def check_limit_groups(c):
         c.equal(negative.argmax(-1), _expected(low, n_group, kept).argmax(-1), label=label)
     with c.part():
         single = c.call(choice[:3], experts, 2)
-        label = "groups of a single expert work: the two best experts stay"
+        label = "with topk_group = 2 and groups of one expert, the two best experts stay"
         c.equal(single.isfinite(), _expected(choice[:3], experts, 2).isfinite(), label=label)
     with c.part():
         same = c.call(choice[:1], n_group, n_group)
         c.close(same, choice[:1], label="keeping every group changes nothing (one token)")
+    with c.part():
+        level = 0.25 * c.randint(1, 4, 5, 1).expand(-1, experts).contiguous()
+        tied = c.call(level, n_group, kept)
+        n_open = torch.full((5,), kept * size)
+        c.equal(tied.isfinite().sum(-1), n_open, label=f"of equal groups, too, exactly {kept} stay")
+    with c.part():
+        again = c.call(c.strided(choice), n_group, kept)
+        c.close(again, wanted, label="a choice that is not contiguous gives the same")
 
 
 def _expected(choice, n_group, kept):

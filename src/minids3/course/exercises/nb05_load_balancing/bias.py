@@ -96,6 +96,27 @@ def _bias_library(bias, load, speed):
     return update_expert_bias(bias.clone(), load, speed)
 
 
+def _integer_mean(bias, load, speed):
+    return bias + speed * torch.sign(load.sum() // len(load) - load)
+
+
+def _half_counts(bias, load, speed):
+    load = load.half()
+    return bias + speed * torch.sign(load.mean() - load).float()
+
+
+def _viewed_float64(bias, load, speed):
+    return bias.double() + speed * torch.sign(load.double().mean() - load.double())
+
+
+def _where(bias, load, speed):
+    total, count = int(load.sum()), load.numel()
+    new = bias.clone()
+    new[load * count > total] -= speed
+    new[load * count < total] += speed
+    return new
+
+
 @exercise(
     "balance-bias",
     solution=update_bias,
@@ -183,10 +204,28 @@ def _bias_library(bias, load, speed):
             "You wrote into the bias you were given. Return a new tensor: the forward pass of this "
             "step still belongs to the old one.",
         ),
+        Mutant(
+            "integer_mean",
+            _integer_mean,
+            "You rounded the mean down to a whole number. An expert between it and the true mean "
+            "then moves the wrong way.",
+        ),
+        Mutant(
+            "half_counts",
+            _half_counts,
+            "float16 ends at 65,504, and a step of V3 makes two million choices per expert. Use "
+            "float32 or wider.",
+        ),
+        Mutant(
+            "stays_float64",
+            _viewed_float64,
+            "You computed in float64 and stayed there. The new bias has the dtype of the old one.",
+        ),
     ],
     alternatives=[
         Alternative("compared", _bias_compared),
         Alternative("loop", _bias_loop),
+        Alternative("where", _where),
     ],
 )
 def check_bias(c):
@@ -218,6 +257,18 @@ def check_bias(c):
         c.close(c.call(bias, even, speed), bias, label="an even load changes nothing")
     with c.part():
         c.close(c.call(bias, load, 0.0), bias, label="speed 0 changes nothing")
+    with c.part():
+        uneven = load.clone()
+        full = int(uneven.argmax())
+        uneven[full] += c.size(1, experts - 1)  # no whole mean, and one that was at it is below
+        label = "a mean that is not a whole number"
+        c.close(
+            c.call(bias, uneven, speed), _step(bias, uneven, speed), label=label, rtol=0, atol=1e-6
+        )
+    with c.part():
+        many = load * 100_003
+        label = "loads of millions"
+        c.close(c.call(bias, many, speed), _step(bias, many, speed), label=label, rtol=0, atol=1e-6)
 
 
 def _load(c, experts):

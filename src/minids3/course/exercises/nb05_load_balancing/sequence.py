@@ -111,6 +111,32 @@ def _seq_library(scores, top_k):
     return sequence_balance_loss(scores, top_k)
 
 
+def _seq_ties(scores, top_k):
+    steps, experts = scores.shape[1:]
+    least = scores.topk(top_k, dim=-1).values[..., -1:]
+    hits = (scores >= least).sum(1)
+    p = (scores / scores.sum(-1, keepdim=True)).mean(1)
+    return (hits * experts / (top_k * steps) * p).sum(-1).mean()
+
+
+def _seq_k_built_in(scores, top_k):
+    return sequence_loss(scores, 2)
+
+
+def _seq_viewed(scores, top_k):
+    return sequence_loss(scores.view(-1).view(scores.shape), top_k)
+
+
+def _seq_scatter(scores, top_k):
+    experts = scores.shape[-1]
+    chosen = torch.zeros_like(scores)
+    with torch.no_grad():
+        chosen.scatter_(-1, scores.argsort(-1, descending=True)[..., :top_k], 1.0)
+    share = scores / torch.einsum("bte->bt", scores)[..., None]
+    f, p = chosen.mean(1) * experts / top_k, share.mean(1)
+    return torch.einsum("be,be->", f, p) / scores.shape[0]
+
+
 @exercise(
     "balance-sequence",
     solution=sequence_loss,
@@ -195,10 +221,27 @@ def _seq_library(scores, top_k):
             "P is detached as well, so no gradient is left and the loss trains nothing. Only the "
             "counts are constants.",
         ),
+        Mutant(
+            "ties",
+            _seq_ties,
+            "You counted every expert that is as good as the K-th. With equal scores that is more "
+            "than K: take exactly K, as topk does.",
+        ),
+        Mutant(
+            "k_built_in",
+            _seq_k_built_in,
+            "You built K = 2 in. top_k is an argument.",
+        ),
+        Mutant(
+            "layout",
+            _seq_viewed,
+            "Your code needs scores to be contiguous: use flatten or reshape.",
+        ),
     ],
     alternatives=[
         Alternative("loop", _seq_loop),
         Alternative("masked", _seq_masked),
+        Alternative("scatter", _seq_scatter),
     ],
 )
 def check_sequence(c):
@@ -230,6 +273,13 @@ def check_sequence(c):
             label="the gradient comes through P alone",
             names=("scores",),
         )
+    with c.part():
+        level = torch.full((2, steps, experts), 0.5)
+        label = "equal scores: K experts are chosen all the same, and the loss is 1"
+        c.close(c.call(level, top_k), torch.tensor(1.0), label=label)
+    with c.part():
+        label = "scores that are not contiguous, and small ones, give the same"
+        c.close(c.call(c.strided(1e-4 * scores), 3), _by_hand(scores, 3), label=label)
 
 
 def _by_hand(scores, top_k):

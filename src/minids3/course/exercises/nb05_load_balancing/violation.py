@@ -83,6 +83,34 @@ def _violation_library(indices, n_experts):
     return torch.stack([max_violation(expert_load(i, n_experts)) for i in indices]).float()
 
 
+def _either_side(indices, n_experts):
+    load = F.one_hot(indices, n_experts).sum((1, 2)).float()
+    mean = load.mean(-1, keepdim=True)
+    return (load - mean).abs().amax(-1) / mean[:, 0]
+
+
+def _eight_bits(indices, n_experts):
+    load = F.one_hot(indices, n_experts).sum((1, 2)).to(torch.uint8).float()
+    mean = indices.shape[1] * indices.shape[2] / n_experts
+    return (load.amax(-1) - mean) / mean
+
+
+def _no_minlength(indices, n_experts):
+    rows = [torch.bincount(layer.flatten()).float() for layer in indices]
+    return torch.stack([(r.max() - r.mean()) / r.mean() for r in rows])
+
+
+def _viewed(indices, n_experts):
+    return layer_violation(indices.view(len(indices), -1)[..., None], n_experts)
+
+
+def _scattered(indices, n_experts):
+    load = torch.zeros(indices.shape[0], n_experts, dtype=torch.float64)
+    flat = indices.reshape(indices.shape[0], -1)
+    load.scatter_add_(1, flat, torch.ones_like(flat, dtype=load.dtype))
+    return (load.max(1).values * n_experts / flat.shape[1] - 1).float()
+
+
 @exercise(
     "balance-violation",
     solution=layer_violation,
@@ -148,10 +176,33 @@ def _violation_library(indices, n_experts):
             _violation_first_choice,
             "You counted each token's first choice only. All K of its experts have to work.",
         ),
+        Mutant(
+            "either_side",
+            _either_side,
+            "You took the largest distance from the mean on either side. MaxVio looks at the "
+            "fullest expert only, not at the emptiest.",
+        ),
+        Mutant(
+            "eight_bits",
+            _eight_bits,
+            "Your counts overflow from 256 on: count in int64.",
+        ),
+        Mutant(
+            "no_minlength",
+            _no_minlength,
+            "bincount ends at the largest expert that occurs, so idle experts behind it are "
+            "missing from the mean. Say minlength=n_experts.",
+        ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs indices to be contiguous: use flatten or reshape.",
+        ),
     ],
     alternatives=[
         Alternative("loop", _violation_loop),
         Alternative("sorted", _violation_sorted),
+        Alternative("scattered", _scattered),
     ],
 )
 def check_violation(c):
@@ -176,6 +227,14 @@ def check_violation(c):
     with c.part():
         one = indices[:, :1]
         c.close(c.call(one, experts), worst.expand(layers), label="a single token works (N = 1)")
+    with c.part():
+        busy = torch.arange(experts - 1).repeat(2)[None, :, None]
+        label = "one idle expert among even ones: the fullest counts, not the emptiest"
+        c.close(c.call(busy, experts), torch.tensor([1 / (experts - 1)]), label=label)
+    with c.part():
+        crowd = _uneven(c, 1, 1000, experts, top_k).repeat(1, 3, 1)
+        label = "thousands of tokens are counted right"
+        c.close(c.call(c.strided(crowd), experts), _by_hand(crowd, experts), label=label)
 
 
 def _uneven(c, layers, tokens, experts, top_k):

@@ -93,8 +93,8 @@ def _wgrad_library(grad, x_q, x_scale):
     minutes=10,
     library=_wgrad_library,
     hints=(
-        "dW = dy^T @ x sums over the tokens. A tensor core can apply one scale per stretch of 128 "
-        "of the axis it sums over. Which stretches are those here, and how was x stored?",
+        "dW = dy^T @ x sums over the tokens. Along the axis that is summed, a scale has to stay the "
+        "same for 128 terms. Which 128 are those here, and how was x stored?",
         "x = dequantize(x_q, x_scale, TILE)                 # undo the tiles along K\n"
         "quantize x transposed, and grad transposed, in TILE  # now along the tokens\n"
         "return dequantized grad^T [N, M] @ (dequantized x^T [K, M]) transposed, in fp32",
