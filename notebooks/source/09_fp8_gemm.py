@@ -859,7 +859,7 @@ from minids3.bench import recorded
 record = recorded("kernels")
 rows = [r for r in record["results"] if r["name"].startswith("FP8 GEMM")]
 LOOKS = {"cuBLAS BF16": "baseline", "ours": "ours",
-         "torch scaled_mm": "published"}
+         "torch scaled_mm": "muted"}
 
 # %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.6, 3))
