@@ -25,7 +25,13 @@ def test_matrix_on_this_machine():
 
 @pytest.mark.parametrize(
     ("capability", "bf16", "fp8"),
-    [((7, 5), "emulated", "emulated"), ((8, 0), "yes", "emulated"), ((9, 0), "yes", "yes")],
+    [
+        ((7, 5), "emulated", "emulated"),
+        ((8, 0), "yes", "emulated"),
+        ((9, 0), "yes", "yes"),
+        ((12, 0), "yes", "yes"),
+        ((8, 6), "yes", "emulated"),
+    ],
 )
 def test_matrix_of_gpus_nobody_has_here(monkeypatch, capability, bf16, fp8):
     class Properties:
@@ -42,6 +48,15 @@ def test_matrix_of_gpus_nobody_has_here(monkeypatch, capability, bf16, fp8):
     assert found["FP8"].state == fp8
     assert found["Triton"].state == "yes"
     assert f"sm_{capability[0]}{capability[1]}" in found["CUDA"].reason
+    never = "never compiled" in found["Triton"].reason
+    assert never == (capability == (8, 6))
+
+
+def test_known_gpus_are_those_of_the_compile_matrix():
+    from minids3.kernels.compile import NAMES, TARGETS
+
+    assert tuple(MODULE.KNOWN) == TARGETS == tuple(NAMES.values())
+    assert "G4" in MODULE.KNOWN["sm_120"]
 
 
 def test_no_triton(monkeypatch):

@@ -1,4 +1,4 @@
-"""Every kernel compiles for five generations of GPUs, uses its instruction, and does not spill."""
+"""Every kernel compiles for six generations of GPUs, uses its instruction, and does not spill."""
 
 import importlib
 import inspect

@@ -16,6 +16,16 @@ from dataclasses import dataclass
 
 __all__ = ["DeviceMatrix", "device_matrix", "setup"]
 
+# What the kernels are compiled for in the tests (kernels.compile.TARGETS), in a GPU's own name.
+KNOWN = {
+    "sm_75": "T4",
+    "sm_80": "A100",
+    "sm_89": "L4",
+    "sm_90": "H100",
+    "sm_100": "B200",
+    "sm_120": "RTX PRO 6000, Colab's G4",
+}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -110,7 +120,9 @@ def _triton(cuda: bool, sm: str) -> Row:
             why += f"; there is none for {platform.system()}"
         return Row("Triton", "no", f"{why}. Everything else works without it")
     if cuda and not interpret:
-        return Row("Triton", "yes", f"{version}, compiled for {sm}")
+        known = f"{KNOWN[sm]}: " if sm in KNOWN else ""
+        tried = "kernels are tested to compile" if known else "kernels were never compiled for it"
+        return Row("Triton", "yes", f"{version}, {sm} ({known}{tried})")
     if interpret:
         return Row("Triton", "emulated", f"{version} in the interpreter (TRITON_INTERPRET=1)")
     return Row("Triton", "emulated", f"{version}; without a GPU the kernel notebooks interpret it")

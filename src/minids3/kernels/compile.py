@@ -2,7 +2,7 @@
 
 Triton compiles on any Linux machine: it needs the name of a target, not the target itself. So a
 reader can look at the PTX of an H100 on a laptop, and the tests can see, without any GPU, that
-every kernel compiles for five generations and uses the tensor-core instruction it is there for::
+every kernel compiles for six generations and uses the tensor-core instruction it is there for::
 
     python -m minids3.kernels.compile            # the whole matrix
     python -m minids3.kernels.compile rms_norm   # kernels whose name contains this
@@ -32,8 +32,11 @@ from minids3.kernels.source import locate
 
 __all__ = ["TARGETS", "CompileError", "Inspection", "Spec", "inspect", "matrix", "specs"]
 
-TARGETS = ("sm_75", "sm_80", "sm_89", "sm_90", "sm_100")
+TARGETS = ("sm_75", "sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
 NAMES = {"t4": "sm_75", "a100": "sm_80", "l4": "sm_89", "h100": "sm_90", "b200": "sm_100"}
+NAMES["g4"] = "sm_120"  # Colab's name of the RTX PRO 6000 Blackwell
+# KiB of shared memory that one program may have (CUDA programming guide, from memory).
+SHARED = {"sm_75": 64, "sm_80": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 _TENSOR_CORE = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*")
 
 
@@ -113,8 +116,8 @@ def inspect(
 
     Args:
         kernel: a ``@triton.jit`` function of a module or of a notebook's cell.
-        target: ``"t4"``, ``"a100"``, ``"l4"``, ``"h100"``, ``"b200"``, or an architecture such as
-            ``"sm_90"``.
+        target: ``"t4"``, ``"a100"``, ``"l4"``, ``"h100"``, ``"b200"``, ``"g4"``, or an architecture
+            such as ``"sm_90"``.
         signature: type of each argument that is no constexpr: ``{"x_ptr": "*fp32", "n": "i32"}``.
         constexprs: values of the constexpr arguments.
         num_warps: warps per program.
@@ -167,6 +170,9 @@ def faults(spec: Spec, target: str, result: Inspection | CompileError) -> list[s
         wrong.append(f"nothing in the PTX matches {pattern!r}; found {result.instructions}")
     if result.spill_bytes > spec.max_spill_bytes:
         wrong.append(f"{result.spill_bytes} bytes of local memory, {spec.max_spill_bytes} allowed")
+    limit = SHARED.get(target)
+    if limit is not None and result.shared_bytes > 1024 * limit:
+        wrong.append(f"{result.shared_bytes} bytes of shared memory, {1024 * limit} allowed")
     return wrong
 
 

@@ -245,19 +245,22 @@ def _spec(
 
 
 _CORES_FP8 = {"sm_89": r"mma\.sync.*e4m3", "sm_90": r"wgmma.*e4m3", "sm_100": r"tcgen05\.mma"}
-_NEW = ("sm_89", "sm_90", "sm_100")
+_CORES_FP8["sm_120"] = _CORES_FP8["sm_89"]
+_NEW = ("sm_89", "sm_90", "sm_100", "sm_120")
 SPECS = (
     _spec("fp8_gemm", _LARGE, _NEW),
     _spec("fp8_gemm_ragged", _LARGE, _NEW, even=False),
     _spec("fp8_gemm_h100", _HOPPER, ("sm_90",)),
     _spec("fp8_gemm_ragged_h100", _HOPPER, ("sm_90",), even=False),
-    _spec("fp8_gemm_tiles", _LARGE, ("sm_100",), tiles=True),
+    _spec("fp8_gemm_tiles", _LARGE, ("sm_100", "sm_120"), tiles=True),
     _spec("fp8_gemm_tiles_h100", _HOPPER, ("sm_90",), tiles=True),
-    _spec("fp8_gemm_wgrad_tiles", _NARROW, ("sm_100",), tiles=True, blocks=False),
+    _spec("fp8_gemm_wgrad_tiles", _NARROW, ("sm_100", "sm_120"), tiles=True, blocks=False),
     _spec("fp8_gemm_wgrad_tiles_h100", _HOPPER, ("sm_90",), tiles=True, blocks=False),
     _spec("fp8_gemm_wgrad_h100", _HOPPER, ("sm_90",), even=False, blocks=False),
-    _spec("fp8_gemm_wgrad", _NARROW, ("sm_89", "sm_100"), blocks=False),
-    _spec("fp8_gemm_wgrad_ragged", _NARROW, ("sm_89", "sm_100"), even=False, blocks=False),
+    _spec("fp8_gemm_wgrad", _NARROW, ("sm_89", "sm_100", "sm_120"), blocks=False),
+    _spec(
+        "fp8_gemm_wgrad_ragged", _NARROW, ("sm_89", "sm_100", "sm_120"), even=False, blocks=False
+    ),
     _spec("fp8_gemm_a100", _FP16, ("sm_80",)),
     _spec("fp8_gemm_a100_ragged", _FP16, ("sm_80",), even=False),
     _spec("fp8_gemm_a100_wgrad", _FP16, ("sm_80",), even=False, blocks=False),

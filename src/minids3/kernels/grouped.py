@@ -359,9 +359,10 @@ def _wgrad(name: str, kind: str, tile: _Tile, **changes: Any) -> Spec:
     return replace(_settle_wgrad(tile, 256, kind), name=name, **changes)
 
 
-_MODERN = ("sm_80", "sm_89", "sm_90", "sm_100")
+_MODERN = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
 _CORES = {"sm_80": r"mma\.sync", "sm_89": r"mma\.sync", "sm_90": "wgmma", "sm_100": "tcgen05"}
-_TILED = ("sm_90", "sm_100")
+_CORES["sm_120"] = _CORES["sm_89"]
+_TILED = ("sm_90", "sm_100", "sm_120")
 _OF_TILES: dict[str, Any] = {"tiles": True, "expects": _CORES}
 SPECS = (
     _gemm("grouped_gemm_nt_bf16", "bf16", _LARGE, targets=_MODERN, expects=_CORES),
@@ -369,8 +370,8 @@ SPECS = (
     _gemm("grouped_gemm_nn_bf16", "bf16", _LARGE, targets=_MODERN, expects=_CORES),
     _gemm("grouped_gemm_nt_bf16_tiles_h100", "bf16", _WIDE, targets=("sm_90",), **_OF_TILES),
     _gemm("grouped_gemm_nn_bf16_tiles_h100", "bf16", _WIDE, targets=("sm_90",), **_OF_TILES),
-    _gemm("grouped_gemm_nt_bf16_tiles", "bf16", _LARGE, targets=("sm_100",), **_OF_TILES),
-    _gemm("grouped_gemm_nn_bf16_tiles", "bf16", _LARGE, targets=("sm_100",), **_OF_TILES),
+    _gemm("grouped_gemm_nt_bf16_tiles", "bf16", _LARGE, targets=("sm_100", "sm_120"), **_OF_TILES),
+    _gemm("grouped_gemm_nn_bf16_tiles", "bf16", _LARGE, targets=("sm_100", "sm_120"), **_OF_TILES),
     _gemm("grouped_gemm_nt_bf16_tiles_low", "bf16", _LOW, targets=_TILED, **_OF_TILES),
     _gemm("grouped_gemm_nn_bf16_tiles_low", "bf16", _LOW, targets=_TILED, **_OF_TILES),
     _gemm("grouped_gemm_nt_fp16_t4", "fp16", _PLAIN, targets=("sm_75",)),

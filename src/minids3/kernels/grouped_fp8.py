@@ -342,9 +342,9 @@ def _settle_wgrad(tile: _Tile, e_pad: int, native: bool, tiles: bool) -> Spec:
     )
 
 
-_NATIVE = ("sm_89", "sm_90", "sm_100")
+_NATIVE = ("sm_89", "sm_90", "sm_100", "sm_120")
 _CORES = {"sm_89": r"mma\.sync.*e4m3", "sm_90": r"wgmma.*e4m3", "sm_100": r"tcgen05\.mma"}
-_CORES |= {"sm_80": r"mma\.sync.*f16"}
+_CORES |= {"sm_80": r"mma\.sync.*f16", "sm_120": _CORES["sm_89"]}
 
 
 def _spec(
@@ -366,15 +366,15 @@ SPECS = (
     _spec("fp8_grouped_gemm_h100_ragged", _HOPPER, ("sm_90",), even=False),
     _spec("fp8_grouped_gemm_low", _LOW, _NATIVE),
     _spec("fp8_grouped_gemm_tiles_h100", _HOPPER, ("sm_90",), tiles=True),
-    _spec("fp8_grouped_gemm_tiles", _LARGE, ("sm_100",), tiles=True),
-    _spec("fp8_grouped_gemm_tiles_low", _LOW, ("sm_90", "sm_100"), tiles=True),
+    _spec("fp8_grouped_gemm_tiles", _LARGE, ("sm_100", "sm_120"), tiles=True),
+    _spec("fp8_grouped_gemm_tiles_low", _LOW, ("sm_90", "sm_100", "sm_120"), tiles=True),
     _spec("fp8_grouped_gemm_a100", _A100, ("sm_80",)),
     _spec("fp8_grouped_gemm_t4", _T4, ("sm_75",)),
     _spec("fp8_grouped_gemm_t4_ragged", _T4, ("sm_75",), even=False),
     _spec("fp8_grouped_wgrad_h100", _HOPPER_WGRAD, ("sm_90",)),
     _spec("fp8_grouped_wgrad_tiles_h100", _HOPPER_WGRAD, ("sm_90",), tiles=True),
-    _spec("fp8_grouped_wgrad_tiles", _WGRAD, ("sm_100",), tiles=True),
-    _spec("fp8_grouped_wgrad", _WGRAD, ("sm_89", "sm_100")),
+    _spec("fp8_grouped_wgrad_tiles", _WGRAD, ("sm_100", "sm_120"), tiles=True),
+    _spec("fp8_grouped_wgrad", _WGRAD, ("sm_89", "sm_100", "sm_120")),
     _spec("fp8_grouped_wgrad_a100", _A100, ("sm_80",)),
     _spec("fp8_grouped_wgrad_t4", _T4, ("sm_75",)),
 )

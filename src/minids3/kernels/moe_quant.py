@@ -201,7 +201,7 @@ def _transposed(e_pad: int, scaled: bool, power_of_two: bool, native: bool) -> S
 
 def _specs(native: bool) -> tuple[Spec, ...]:
     suffix = "" if native else "_software"
-    targets = ("sm_89", "sm_90", "sm_100") if native else ("sm_75", "sm_80")
+    targets = ("sm_89", "sm_90", "sm_100", "sm_120") if native else ("sm_75", "sm_80")
     cast = dict.fromkeys(targets, r"cvt\.rn\.satfinite\.e4m3x2") if native else {}
     plain, scaled = (_transposed(256, s, True, native) for s in (False, True))
     return (

@@ -433,7 +433,7 @@ def _specs(native: bool) -> tuple[Spec, ...]:
         suffix = "" if native else "_software"
         return replace(spec, name=name + suffix, signature=signature, targets=targets)
 
-    targets = ("sm_89", "sm_90", "sm_100") if native else ("sm_75", "sm_80")
+    targets = ("sm_89", "sm_90", "sm_100", "sm_120") if native else ("sm_75", "sm_80")
     kept = _quant_transposed(True, True, native)
     return (
         cell(_act_quant(True, True, native), "act_quant"),
