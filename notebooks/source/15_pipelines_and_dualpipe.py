@@ -46,10 +46,8 @@ STAGES = 16
 for pieces in (1, 8, 120):
     # Whoever works for `pieces` turns waits for the 15 other stages, too.
     idle = (STAGES - 1) / (pieces + STAGES - 1)
-    print(
-        f"{pieces:4} pieces: idle {idle:5.1%} of the time, "
-        f"{idle * PRETRAINING_HOURS / 1e3:6,.0f}K of 2,664K GPU-hours"
-    )
+    print(f"{pieces:4} pieces: idle {idle:5.1%} of the time, "
+          f"{idle * PRETRAINING_HOURS / 1e3:6,.0f}K of 2,664K GPU-hours")
 
 # %% [markdown]
 # In one piece, fifteen of sixteen GPUs wait at any moment. In 120 pieces it
@@ -68,21 +66,15 @@ for pieces in (1, 8, 120):
 
 # %%
 from minids3.sim.pipeline import (
-    Action,
-    Costs,
-    Schedule,
-    bubble,
-    check_schedule,
-    make_schedule,
-    peak_activations,
-    simulate,
-)
+    Action, Costs, Schedule, bubble, check_schedule, make_schedule,
+    peak_activations, simulate)
 
 RANKS, PIECES = 4, 8
 gpipe = make_schedule("gpipe", RANKS, PIECES)
 print(gpipe.orders[0][0], "means: stage 0, forward, micro-batch 0")
 steps = simulate(gpipe)
-print(f"the step takes {steps.makespan:g}; each rank is idle for {steps.idle[0]:g}")
+print(f"the step takes {steps.makespan:g}; each rank is idle for "
+      f"{steps.idle[0]:g}")
 
 # %% tags=["fold"]
 from minids3.viz.pipeline import describe_timelines, timelines
@@ -129,29 +121,25 @@ viz.show(timelines(panels), alt=describe_timelines(panels), dpi=84)
 #
 # **Predict:** is 1F1B faster than GPipe?
 
-
 # %%
 def as_schedule(name, orders, pieces=PIECES):
     """A list of (kind, micro-batch) for each rank, as a checked schedule."""
     ranks = tuple(range(len(orders)))
-    schedule = Schedule(
-        name,
-        (ranks,),
-        pieces,
-        tuple(tuple(Action(kind, rank, i) for kind, i in orders[rank]) for rank in ranks),
-    )
+    schedule = Schedule(name, (ranks,), pieces, tuple(
+        tuple(Action(kind, rank, i) for kind, i in orders[rank])
+        for rank in ranks))
     check_schedule(schedule)
     return schedule
 
 
-mine = as_schedule("1F1B", [one_f_one_b(rank, RANKS, PIECES) for rank in range(RANKS)])
+mine = as_schedule("1F1B", [one_f_one_b(rank, RANKS, PIECES)
+                            for rank in range(RANKS)])
 for schedule in (gpipe, mine):
-    print(
-        f"{schedule.name:6} takes {simulate(schedule).makespan:g}, idle "
-        f"{simulate(schedule).idle}, micro-batches held "
-        f"{peak_activations(schedule)}"
-    )
-print("your order is PyTorch's:", mine.orders == make_schedule("1f1b", RANKS, PIECES).orders)
+    print(f"{schedule.name:6} takes {simulate(schedule).makespan:g}, idle "
+          f"{simulate(schedule).idle}, micro-batches held "
+          f"{peak_activations(schedule)}")
+print("your order is PyTorch's:",
+      mine.orders == make_schedule("1f1b", RANKS, PIECES).orders)
 
 # %% tags=["fold"]
 panels = {"GPipe": steps, "1F1B": simulate(mine)}
@@ -215,7 +203,8 @@ except ValueError as error:
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
 D, H, N, STAGES_HERE = 16, 32, 8, 3
-weights = [(torch.randn(H, D) / 4, torch.randn(D, H) / 6) for _ in range(STAGES_HERE)]
+weights = [(torch.randn(H, D) / 4, torch.randn(D, H) / 6)
+           for _ in range(STAGES_HERE)]
 batch = torch.randn(N, D)
 
 
@@ -230,18 +219,17 @@ def forward(x, weights):
 seen = forward(batch, weights)
 grad, put_aside = 2 * seen[-1], {}  # the loss is the sum of squares
 for stage in reversed(range(STAGES_HERE)):  # I: each waits for the next
-    grad, put_aside[stage] = backward_input(grad, seen[stage], *weights[stage])
-late = {
-    stage: [g.T @ a for a, g in put_aside[stage]] for stage in (1, 0, 2)
-}  # W: nobody waits, any order will do
+    grad, put_aside[stage] = backward_input(grad, seen[stage],
+                                            *weights[stage])
+late = {stage: [g.T @ a for a, g in put_aside[stage]]
+        for stage in (1, 0, 2)}  # W: nobody waits, any order will do
 
-leaves = [tuple(w.clone().requires_grad_() for w in pair) for pair in weights]
+leaves = [tuple(w.clone().requires_grad_() for w in pair)
+          for pair in weights]
 forward(batch, leaves)[-1].square().sum().backward()
-worst = max(
-    (ours - leaf.grad).abs().max() / leaf.grad.abs().max()
-    for stage in range(STAGES_HERE)
-    for ours, leaf in zip(late[stage], leaves[stage])
-)
+worst = max((ours - leaf.grad).abs().max() / leaf.grad.abs().max()
+            for stage in range(STAGES_HERE)
+            for ours, leaf in zip(late[stage], leaves[stage]))
 print("weights' gradients equal autograd's:", bool(worst < 1e-5))
 
 # %% [markdown]
@@ -280,30 +268,23 @@ print("weights' gradients equal autograd's:", bool(worst < 1e-5))
 # "Held" is counted twice: until I, as if a W needed nothing, and until W.
 
 # %%
-DELAYS = {
-    "none": lambda rank: 0,
-    "rank": lambda rank: rank,
-    "4 on each": lambda rank: 4,
-    "all": lambda rank: PIECES,
-}
+DELAYS = {"none": lambda rank: 0, "rank": lambda rank: rank,
+          "4 on each": lambda rank: 4, "all": lambda rank: PIECES}
 delayed = {}
 for name, delay in DELAYS.items():
-    delayed[name] = as_schedule(
-        name, [put_off(one_f_one_b(rank, RANKS, PIECES), delay(rank)) for rank in range(RANKS)]
-    )
+    delayed[name] = as_schedule(name, [
+        put_off(one_f_one_b(rank, RANKS, PIECES), delay(rank))
+        for rank in range(RANKS)])
     line = simulate(delayed[name])
-    print(
-        f"{name:10} takes {line.makespan:g}, idle {line.idle[0]:g}; held "
-        f"until I {peak_activations(delayed[name])}, until W "
-        f"{peak_activations(delayed[name], 'weight')}"
-    )
-print(
-    "delay 'rank' is PyTorch's ZB1P:",
-    delayed["rank"].orders == make_schedule("zb1p", RANKS, PIECES).orders,
-)
+    print(f"{name:10} takes {line.makespan:g}, idle {line.idle[0]:g}; held "
+          f"until I {peak_activations(delayed[name])}, until W "
+          f"{peak_activations(delayed[name], 'weight')}")
+print("delay 'rank' is PyTorch's ZB1P:",
+      delayed["rank"].orders == make_schedule("zb1p", RANKS, PIECES).orders)
 
 # %% tags=["fold"]
-panels = {f"W put off: {name}": simulate(delayed[name]) for name in ("none", "rank", "all")}
+panels = {f"W put off: {name}": simulate(delayed[name])
+          for name in ("none", "rank", "all")}
 viz.show(timelines(panels), alt=describe_timelines(panels), dpi=84)
 
 # %% [markdown]
@@ -364,7 +345,8 @@ for times in ((1, 1, 1), (1, 1.4, 0.6), (1, 0.8, 1.2)):
         by_formula = idle_time(name, 8, *times, pair)
         idle = simulate(make_schedule(name, 8, 16), costs).idle
         says = bubble(name, 8, costs).relation
-        print(f"    {name:10} {by_formula:10.1f}    {min(idle):5.1f} {max(idle):5.1f}   {says}")
+        print(f"    {name:10} {by_formula:10.1f}    {min(idle):5.1f} "
+              f"{max(idle):5.1f}   {says}")
 
 # %% [markdown]
 # With F = I = W all three are exact. 1F1B's always is. With a short W the
@@ -394,13 +376,11 @@ for times in ((1, 1, 1), (1, 1.4, 0.6), (1, 0.8, 1.2)):
 
 # %%
 HALF = Costs(0.5, 0.5, 0.5)
-compared = {
-    "1F1B": (mine, Costs()),
-    "ZB1P": (delayed["rank"], Costs()),
-    "ZBV": (make_schedule("zbv", RANKS, PIECES), HALF),
-    "DualPipe": (make_schedule("dualpipe", RANKS, PIECES), Costs()),
-    "DualPipeV": (make_schedule("dualpipev", RANKS, PIECES), HALF),
-}
+compared = {"1F1B": (mine, Costs()),
+            "ZB1P": (delayed["rank"], Costs()),
+            "ZBV": (make_schedule("zbv", RANKS, PIECES), HALF),
+            "DualPipe": (make_schedule("dualpipe", RANKS, PIECES), Costs()),
+            "DualPipeV": (make_schedule("dualpipev", RANKS, PIECES), HALF)}
 
 
 def row(name, schedule, costs):
@@ -409,10 +389,8 @@ def row(name, schedule, costs):
     size = RANKS / schedule.n_stages  # of a stage, against a quarter
     held = [size * n for n in peak_activations(schedule, "weight")]
     copies = 2 if len(schedule.placement) > 1 else 1
-    return (
-        f"{name:12} {line.makespan:8.1f} {min(line.idle):6.1f} "
-        f"{max(line.idle):5.1f} {max(held):8.1f} {copies:8}"
-    )
+    return (f"{name:12} {line.makespan:8.1f} {min(line.idle):6.1f} "
+            f"{max(line.idle):5.1f} {max(held):8.1f} {copies:8}")
 
 
 print("schedule        takes   idle, least and most   held   weights")
@@ -478,38 +456,15 @@ from minids3.sim.comm import PUBLISHED_TRACE as TRACE
 
 ATTENTION = 542 / (542 + 793)  # MFLOP of a token in one layer, forward
 compute = 1e3 * TRACE.compute / TRACE.layers / 3  # ms of F, of I, of W
-TIMES = {
-    "attn": ATTENTION * compute,
-    "mlp": (1 - ATTENTION) * compute,
-    "dispatch": 1e3 * TRACE.dispatch / 8,
-    "combine": 1e3 * TRACE.combine / 8,
-}
+TIMES = {"attn": ATTENTION * compute, "mlp": (1 - ATTENTION) * compute,
+         "dispatch": 1e3 * TRACE.dispatch / 8,
+         "combine": 1e3 * TRACE.combine / 8}
 SAME_AS = {"dispatch B": "combine", "combine B": "dispatch"}
 
-PUBLISHED = (
-    "combine B",
-    "attn F",
-    "mlp B",
-    "dispatch F",
-    "dispatch B",
-    "mlp W",
-    "mlp F",
-    "attn B",
-    "attn W",
-    "combine F",
-)
-OBVIOUS = (
-    "attn F",
-    "dispatch F",
-    "mlp F",
-    "combine F",
-    "combine B",
-    "mlp B",
-    "mlp W",
-    "dispatch B",
-    "attn B",
-    "attn W",
-)
+PUBLISHED = ("combine B", "attn F", "mlp B", "dispatch F", "dispatch B",
+             "mlp W", "mlp F", "attn B", "attn W", "combine F")
+OBVIOUS = ("attn F", "dispatch F", "mlp F", "combine F", "combine B",
+           "mlp B", "mlp W", "dispatch B", "attn B", "attn W")
 
 
 def pair_of(order, layers=4, waiting=0.0):
@@ -520,12 +475,9 @@ def pair_of(order, layers=4, waiting=0.0):
             took = TIMES[SAME_AS.get(task, task.split()[0])]
             links = task.startswith(("dispatch", "combine"))
             streams["links" if links else "computing"].append(
-                (f"{task} {n}", took + waiting * links)
-            )
-        for way in (
-            ("attn F", "dispatch F", "mlp F", "combine F"),
-            ("combine B", "mlp B", "dispatch B", "attn B"),
-        ):
+                (f"{task} {n}", took + waiting * links))
+        for way in (("attn F", "dispatch F", "mlp F", "combine F"),
+                    ("combine B", "mlp B", "dispatch B", "attn B")):
             for before, after in zip(way, way[1:]):
                 needs[f"{after} {n}"] = [f"{before} {n}"]
             if n:
@@ -539,14 +491,16 @@ def drawn(order, **options):
     """Times of every task, by stream, for the figure."""
     streams, needs = pair_of(order, **options)
     times = run_streams(streams, needs)
-    return {name: {task: times[task] for task, _ in tasks} for name, tasks in streams.items()}
+    return {name: {task: times[task] for task, _ in tasks}
+            for name, tasks in streams.items()}
 
 
 def length(panel):
     return max(end for tasks in panel.values() for _, end in tasks.values())
 
 
-pairs = {"launched as published": drawn(PUBLISHED), "forward first, then backward": drawn(OBVIOUS)}
+pairs = {"launched as published": drawn(PUBLISHED),
+         "forward first, then backward": drawn(OBVIOUS)}
 for name, panel in pairs.items():
     print(f"{name:30} {length(panel):6.1f} ms")
 waits = drawn(PUBLISHED, waiting=1e3 * TRACE.waiting / 16)
@@ -580,15 +534,18 @@ viz.show(streams(pairs, "ms"), alt=describe_streams(pairs, "ms"), dpi=84)
 SAVED = TRACE.wall / (TRACE.compute + TRACE.dispatch + TRACE.combine)
 PAIR = max(SAVED * 3, 2.0)  # not shorter than a backward alone
 plans = dict(compared)
-plans["DualPipe"] = (compared["DualPipe"][0], Costs(1.0, 1.0, 1.0, overlapped=PAIR))
-plans["DualPipeV"] = (compared["DualPipeV"][0], Costs(0.5, 0.5, 0.5, overlapped=PAIR / 2))
+plans["DualPipe"] = (compared["DualPipe"][0],
+                     Costs(1.0, 1.0, 1.0, overlapped=PAIR))
+plans["DualPipeV"] = (compared["DualPipeV"][0],
+                      Costs(0.5, 0.5, 0.5, overlapped=PAIR / 2))
 print(f"a pair takes {PAIR:.2f} instead of 3\n")
 print("schedule        takes   idle, least and most   held   weights")
 for name, (schedule, costs) in plans.items():
     print(row(name, schedule, costs))
 
 # %% tags=["fold"]
-panels = {name: simulate(schedule, costs) for name, (schedule, costs) in plans.items()}
+panels = {name: simulate(schedule, costs)
+          for name, (schedule, costs) in plans.items()}
 viz.show(timelines(panels), alt=describe_timelines(panels), dpi=84)
 
 # %% [markdown]
@@ -602,12 +559,11 @@ for ranks, pieces in ((4, 8), (4, 40), (16, 120)):
     zbv = simulate(make_schedule("zbv", ranks, pieces), HALF).makespan
     dual = make_schedule("dualpipev", ranks, pieces)
     apart = simulate(dual, HALF).makespan
-    both = simulate(dual, Costs(0.5, 0.5, 0.5, overlapped=PAIR / 2)).makespan
-    print(
-        f"{ranks:2} ranks, {pieces:3} micro-batches, DualPipeV against "
-        f"ZBV: {apart / zbv - 1:+.1%} with nothing hidden, "
-        f"{both / zbv - 1:+.1%} with pairs"
-    )
+    both = simulate(dual, Costs(0.5, 0.5, 0.5,
+                                overlapped=PAIR / 2)).makespan
+    print(f"{ranks:2} ranks, {pieces:3} micro-batches, DualPipeV against "
+          f"ZBV: {apart / zbv - 1:+.1%} with nothing hidden, "
+          f"{both / zbv - 1:+.1%} with pairs")
 
 # %% [markdown]
 # The two DualPipes are even here, but one of them holds all weights twice.
@@ -641,13 +597,10 @@ from minids3.bench import pipelines
 from minids3.bench.records import recorded
 from minids3.parallel import launch
 
-real = {
-    "1F1B": mine,
-    "ZB1P": delayed["rank"],
-    "ZBV": compared["ZBV"][0],
-    "DualPipeV, nothing hidden": compared["DualPipeV"][0],
-    "DualPipeV, pairs overlapped": compared["DualPipeV"][0],
-}
+real = {"1F1B": mine, "ZB1P": delayed["rank"],
+        "ZBV": compared["ZBV"][0],
+        "DualPipeV, nothing hidden": compared["DualPipeV"][0],
+        "DualPipeV, pairs overlapped": compared["DualPipeV"][0]}
 times = {title: costs for title, (_, costs) in pipelines.PLANS.items()}
 try:
     measured = pipelines.run_schedules(real, times)
@@ -656,12 +609,8 @@ except launch.LaunchError as error:
     print(f"No processes here ({error}).")
     about = recorded("pipelines")
     measured = pipelines.read_record(about)
-    print(
-        "Recorded by python -m minids3.bench pipelines,",
-        about["about"]["date"],
-        "on",
-        about["about"]["device"],
-    )
+    print("Recorded by python -m minids3.bench pipelines,",
+          about["about"]["date"], "on", about["about"]["device"])
 
 # %% [markdown]
 # Time is in our unit, an F of a quarter of the model (a tenth of a second
@@ -670,26 +619,21 @@ except launch.LaunchError as error:
 # %% tags=["nbval-ignore-output"]
 print("schedule                       paper  measured   gradients off by")
 for title, step in measured.items():
-    print(
-        f"{title:29} {step.simulated:6.1f} "
-        f"{step.timeline.makespan:9.2f} {step.gradient_error:15.1e}"
-    )
+    print(f"{title:29} {step.simulated:6.1f} "
+          f"{step.timeline.makespan:9.2f} {step.gradient_error:15.1e}")
 
 # %% tags=["nbval-check-output"]
-print(
-    "gradients are one process's:", all(step.gradient_error < 1e-12 for step in measured.values())
-)
+print("gradients are one process's:",
+      all(step.gradient_error < 1e-12 for step in measured.values()))
 
 # %% tags=["fold", "nbval-ignore-output"]
 title = "DualPipeV, pairs overlapped"
-panels = {
-    f"{name}, measured" if on else f"{name}, on paper": line
-    for name, schedule, costs in (
-        ("ZB1P", delayed["rank"], times["ZB1P"]),
-        (title, real[title], times[title]),
-    )
-    for on, line in ((0, simulate(schedule, costs)), (1, measured[name].timeline))
-}
+panels = {f"{name}, measured" if on else f"{name}, on paper": line
+          for name, schedule, costs in (
+              ("ZB1P", delayed["rank"], times["ZB1P"]),
+              (title, real[title], times[title]))
+          for on, line in ((0, simulate(schedule, costs)),
+                           (1, measured[name].timeline))}
 viz.show(timelines(panels), alt=describe_timelines(panels), dpi=84)
 
 # %% [markdown]
@@ -711,19 +655,17 @@ from minids3.sim.pipeline import PUBLISHED_STEP, decode_step
 
 step = decode_step(rank=0)
 n, costs = step.counts, step.costs
-print(f"an outer rank does {n['F']} F, {n['B']} B, {n['I']} I, {n['W']} W and {n['FB']} pairs")
-F_S, I_S, W_S, PAIR_S = (costs.forward, costs.input_grad, costs.weight_grad, costs.overlapped)
+print(f"an outer rank does {n['F']} F, {n['B']} B, {n['I']} I, {n['W']} W "
+      f"and {n['FB']} pairs")
+F_S, I_S, W_S, PAIR_S = (costs.forward, costs.input_grad,
+                         costs.weight_grad, costs.overlapped)
 print(f"F {F_S:.3f} s, I {I_S:.3f}, W {W_S:.3f}; a pair {PAIR_S:.3f}")
 formula = idle_time("dualpipe", 16, F_S, I_S, W_S, PAIR_S)
-print(
-    f"bubble by your formula {formula:.2f} s, simulated "
-    f"{max(step.simulated.idle):.2f}, published "
-    f"{PUBLISHED_STEP.bubble:.2f}"
-)
-print(
-    f"a pair, {PAIR_S:.3f} s, against F + B, "
-    f"{F_S + I_S + W_S:.3f} s: {1 - PAIR_S / (F_S + I_S + W_S):.0%} saved"
-)
+print(f"bubble by your formula {formula:.2f} s, simulated "
+      f"{max(step.simulated.idle):.2f}, published "
+      f"{PUBLISHED_STEP.bubble:.2f}")
+print(f"a pair, {PAIR_S:.3f} s, against F + B, "
+      f"{F_S + I_S + W_S:.3f} s: {1 - PAIR_S / (F_S + I_S + W_S):.0%} saved")
 
 # %% [markdown]
 # Two things do not fit, and it is better to say so than to hide it.
@@ -747,16 +689,14 @@ print(
 
 # %%
 for extra in (0, 10, 20, 40):
-
     def all_but_last(seconds):
         return [seconds] * 15 + [seconds * (1 + extra / 100)]
 
-    uneven = simulate(make_schedule("1f1b", 16, 120), Costs(*map(all_but_last, (F_S, I_S, W_S))))
-    print(
-        f"last stage {extra:2} % slower: a step of 1F1B takes "
-        f"{uneven.makespan:.2f} s, the others are idle for "
-        f"{max(uneven.idle):.2f}"
-    )
+    uneven = simulate(make_schedule("1f1b", 16, 120), Costs(
+        *map(all_but_last, (F_S, I_S, W_S))))
+    print(f"last stage {extra:2} % slower: a step of 1F1B takes "
+          f"{uneven.makespan:.2f} s, the others are idle for "
+          f"{max(uneven.idle):.2f}")
 
 # %% [markdown]
 # A stage that is 10 % slower than the others adds almost two seconds to a
@@ -773,34 +713,27 @@ for extra in (0, 10, 20, 40):
 fig, ax = plt.subplots(figsize=(8, 3.2))
 counts = [8, 12, 16, 24, 32, 48, 64, 96]
 for name, label, costs, style in (
-    ("1f1b", "1F1B", Costs(), "-"),
-    ("zb1p", "ZB1P", Costs(), "-"),
-    ("zbv", "ZBV", HALF, "-"),
-    ("dualpipev", "DualPipeV, nothing hidden", HALF, "--"),
-    ("dualpipev", "DualPipeV, pairs", Costs(0.5, 0.5, 0.5, overlapped=PAIR / 2), "-"),
-):
+        ("1f1b", "1F1B", Costs(), "-"), ("zb1p", "ZB1P", Costs(), "-"),
+        ("zbv", "ZBV", HALF, "-"),
+        ("dualpipev", "DualPipeV, nothing hidden", HALF, "--"),
+        ("dualpipev", "DualPipeV, pairs", Costs(
+            0.5, 0.5, 0.5, overlapped=PAIR / 2), "-")):
     useful = 3 * np.array(counts)
-    spans = [simulate(make_schedule(name, 4, n), costs).makespan for n in counts]
-    ax.plot(counts, 3 * np.array(counts) / spans, style, marker="o", ms=3, label=label)
+    spans = [simulate(make_schedule(name, 4, n), costs).makespan
+             for n in counts]
+    ax.plot(counts, 3 * np.array(counts) / spans, style, marker="o", ms=3,
+            label=label)
 ax.axhline(1, color=viz.COLORS["muted"], lw=1, ls=":")
-ax.set(
-    xlabel="micro-batches",
-    xscale="log",
-    ylabel="work done per time\n(1: never idle, nothing hidden)",
-)
+ax.set(xlabel="micro-batches", xscale="log", ylabel="work done per time\n"
+       "(1: never idle, nothing hidden)")
 ax.set_xticks(counts, counts)
 ax.minorticks_off()
 ax.legend(fontsize=8, ncols=2)
-viz.show(
-    fig,
-    dpi=88,
-    alt="Work done per time against the number of "
-    "micro-batches on four ranks. 1F1B rises from 0.73 to 0.97, ZB1P "
-    "and DualPipeV with nothing hidden from 0.89 to 0.99, ZBV a "
-    "little above. DualPipeV with pairs crosses 1 at once and comes "
-    "near 1.4.",
-)
-
+viz.show(fig, dpi=88, alt="Work done per time against the number of "
+         "micro-batches on four ranks. 1F1B rises from 0.73 to 0.97, ZB1P "
+         "and DualPipeV with nothing hidden from 0.89 to 0.99, ZBV a "
+         "little above. DualPipeV with pairs crosses 1 at once and comes "
+         "near 1.4.")
 
 # %% tags=["nbval-ignore-output"]
 def play(schedule="dualpipev", ranks=4, micro_batches=8, W=1.0, pair=2.0):
@@ -815,15 +748,10 @@ def play(schedule="dualpipev", ranks=4, micro_batches=8, W=1.0, pair=2.0):
     return timelines({schedule: line})
 
 
-viz.play(
-    play,
-    alt="Timeline of a chosen schedule",
-    schedule=["dualpipev", "1f1b", "zb1p", "zbv", "dualpipe"],
-    ranks=(2, 8, 1),
-    micro_batches=(4, 32, 1),
-    W=(0.2, 1.8, 0.2),
-    pair=(2.0, 3.0, 0.1),
-)
+viz.play(play, alt="Timeline of a chosen schedule",
+         schedule=["dualpipev", "1f1b", "zb1p", "zbv", "dualpipe"],
+         ranks=(2, 8, 1), micro_batches=(4, 32, 1), W=(0.2, 1.8, 0.2),
+         pair=(2.0, 3.0, 0.1))
 
 # %% [markdown]
 # ## 15.11 The Bill
