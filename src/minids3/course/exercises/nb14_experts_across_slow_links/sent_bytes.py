@@ -145,7 +145,7 @@ def _four_trips(rows, width, dispatch="fp8"):
         Mutant(
             "bf16_scales",
             _bf16_scales,
-            "You added scales to BF16 as well. Its numbers have eight bits of exponent and need none.",
+            "You added scales to BF16 as well. Its numbers have an exponent of eight bits already.",
         ),
         Mutant(
             "gradients_bf16",
