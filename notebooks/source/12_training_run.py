@@ -1177,5 +1177,5 @@ viz.play(talk, opening="One morning, Otto the fox",
 # - Chowdhery et al. 2022, *PaLM*, arXiv 2204.02311: section 4.1 and
 #   appendix B (MFU), section 5.1 (spikes, and skipping batches).
 #
-# **Next:** [13 · Long context](13_long_context.ipynb): the finished model
+# **Next:** 13 · Long context (being written): the finished model
 # learns to read thirty-two times as far.
