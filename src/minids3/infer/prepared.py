@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from minids3.config import ModelConfig
 from minids3.infer.cache import KVCache, LatentCache
 from minids3.model.block import Block
+from minids3.model.mtp import MTPModule
 from minids3.model.transformer import Transformer
 from minids3.nn import Experts, Gate, GroupedQueryAttention, LatentAttention, MoE, RMSNorm, SwiGLU
 
-__all__ = ["PreparedDecoder", "why_not_prepared"]
+__all__ = ["PreparedBlock", "PreparedDecoder", "PreparedNorm", "why_not_prepared"]
 
 FEW_ROWS = 16
 """Up to so many tokens times chosen experts, a loop is faster than sorting rows by expert."""
@@ -45,15 +46,15 @@ MOST_ADDED = 1 << 20
 
 KNOWN = {
     Transformer, Block, LatentAttention, GroupedQueryAttention, MoE, Gate, Experts, SwiGLU, RMSNorm,
-    nn.Linear, nn.Embedding, nn.ModuleList,
+    nn.Linear, nn.Embedding, nn.ModuleList, MTPModule,
 }  # fmt: skip
 
 
-def why_not_prepared(model: Transformer) -> str | None:
+def why_not_prepared(model: Transformer, drafts: bool = False) -> str | None:
     """Why a prepared decoder would not do what ``model`` does, or do it no faster; None: it would.
 
     It knows the library's own layers, in fp32 on a CPU, in evaluation mode, with nobody listening:
-    hooks would not be called.
+    hooks would not be called. With ``drafts`` the MTP modules count, too.
     """
     if model.training:
         return "the model is in training mode: call model.eval()"
@@ -62,7 +63,7 @@ def why_not_prepared(model: Transformer) -> str | None:
     if nn.modules.module._has_any_global_hook():
         return "there are hooks on all modules"
     for name, module in model.named_modules():
-        if name.split(".")[0] == "mtp":
+        if name.split(".")[0] == "mtp" and not drafts:
             continue
         if type(module) not in KNOWN:
             return f"{name or 'the model'} is a {type(module).__name__}, not a layer of the library"
@@ -93,6 +94,27 @@ def _added_numbers(cfg: ModelConfig) -> int:
     return packed - own
 
 
+class _Where(Protocol):
+    """What a layer asks about its new tokens: one of every text here, any number in ``paged``."""
+
+    @property
+    def index(self) -> int | Tensor | None:
+        """The cache's column, if there is one; a tensor when shapes are fixed."""
+        ...
+
+    def rotated(self, x: Tensor, turned: Tensor) -> Tensor:
+        """RoPE of ``x [N, heads, R]``, given its quarter turn."""
+        ...
+
+    def mean_latent(self, layer: int, q: Tensor, new: Tensor, rank: int) -> Tensor:
+        """Mean latents ``[N, H, C]`` of ``q [N, H, C + R]``, after storing ``new [N, C + R]``."""
+        ...
+
+    def mean_value(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mean values ``[N, Hk, H / Hk, d]`` of ``q``, after storing ``k`` and ``v [N, Hk, d]``."""
+        ...
+
+
 class _Place(NamedTuple):
     """Where the new token stands.
 
@@ -112,6 +134,17 @@ class _Place(NamedTuple):
         """RoPE of ``x [B, heads, R]``, given its quarter turn."""
         return torch.addcmul(x * self.cos[..., None, :], turned, self.sin[..., None, :])
 
+    def mean_latent(self, layer: int, q: Tensor, new: Tensor, rank: int) -> Tensor:
+        """Mean latents ``[B, H, C]`` of ``q [B, H, C + R]``, after storing ``new [B, C + R]``."""
+        keys = self.stored(self.memory[0][layer], new)
+        return self.weights(q @ keys.mT) @ keys[..., :rank]
+
+    def mean_value(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mean values ``[B, Hk, H / Hk, d]`` of ``q``, after storing ``k`` and ``v [B, Hk, d]``."""
+        keys = self.stored(self.memory[0][layer], k)
+        values = self.stored(self.memory[1][layer], v)
+        return self.weights(q @ keys.mT) @ values
+
     def stored(self, memory: Tensor, new: Tensor) -> Tensor:
         """Put ``new [..., d]`` into its column of ``memory [..., capacity, d]``; all S so far."""
         if isinstance(self.index, Tensor):
@@ -127,7 +160,7 @@ class _Place(NamedTuple):
         return scores.softmax(-1)
 
 
-class _Norm:
+class PreparedNorm:
     """RMSNorm in three calls, or four with the gain."""
 
     def __init__(self, norm: RMSNorm) -> None:
@@ -140,20 +173,21 @@ class _Norm:
         return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.root)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """The norm of ``x [..., D]``, gain included."""
         return self.unit(x) * self.gain
 
 
 class _Latent:
     """Absorbed latent attention."""
 
-    def __init__(self, block: Block, norm: _Norm, attention: LatentAttention) -> None:
+    def __init__(self, norm: PreparedNorm, attention: LatentAttention) -> None:
         a, self.norm = attention, norm
         self.layer, self.rank, self.rope, self.n_heads = a.layer, a.rank, a.rope, a.n_heads
         c_kv, k_rope = a.kv_a_proj_with_mqa.weight.split((a.rank, a.rope))
         read = [c_kv, k_rope, _turned(k_rope, a.interleaved)]
-        self.kv_norm, self.q_norm = _Norm(a.kv_a_layernorm), None
+        self.kv_norm, self.q_norm = PreparedNorm(a.kv_a_layernorm), None
         if a.compresses_queries:
-            self.q_norm = _Norm(a.q_a_layernorm)
+            self.q_norm = PreparedNorm(a.q_a_layernorm)
             read.append(a.q_a_proj.weight)
             query = a.q_b_proj.weight * self.q_norm.gain
         else:
@@ -167,24 +201,24 @@ class _Latent:
         out = a.o_proj.weight.unflatten(1, (a.n_heads, -1)).permute(1, 2, 0)  # [H, dv, D]
         self.out = (w_uv.mT @ out).flatten(0, 1)  # [H * C, D]
 
-    def __call__(self, x: Tensor, place: _Place) -> Tensor:
+    def __call__(self, x: Tensor, place: _Where) -> Tensor:
         h = self.norm.unit(x)
         c_kv, k, turned, *rest = F.linear(h, self.read).split(self.sizes, -1)
         k = place.rotated(k[:, None], turned[:, None])[:, 0]
-        keys = place.stored(place.memory[0][self.layer], torch.cat((self.kv_norm(c_kv), k), -1))
+        new = torch.cat((self.kv_norm(c_kv), k), -1)
         if self.q_norm is not None:
             h = self.q_norm.unit(rest[0])
         q = F.linear(h, self.query).unflatten(-1, (self.n_heads, -1))
         q, rotary, turned = q.split((self.rank, self.rope, self.rope), -1)
         q = torch.cat((q, place.rotated(rotary, turned)), -1)  # [B, H, C + R]
-        mean = place.weights(q @ keys.mT) @ keys[..., : self.rank]
+        mean = place.mean_latent(self.layer, q, new, self.rank)
         return torch.addmm(x, mean.flatten(1), self.out)
 
 
 class _Grouped:
     """Grouped-query attention."""
 
-    def __init__(self, block: Block, norm: _Norm, attention: GroupedQueryAttention) -> None:
+    def __init__(self, norm: PreparedNorm, attention: GroupedQueryAttention) -> None:
         a, self.norm = attention, norm
         self.layer, self.head_dim = a.layer, a.head_dim
         q, k, v = (
@@ -196,31 +230,30 @@ class _Grouped:
         self.read = torch.cat(read).flatten(0, 1) * norm.gain
         self.out = a.o_proj.weight.T
 
-    def __call__(self, x: Tensor, place: _Place) -> Tensor:
+    def __call__(self, x: Tensor, place: _Where) -> Tensor:
         rows = F.linear(self.norm.unit(x), self.read).unflatten(-1, (-1, self.head_dim))
         q, q_turned, k, k_turned, v = rows.split(self.sizes, 1)
-        keys = place.stored(place.memory[0][self.layer], place.rotated(k, k_turned))
-        values = place.stored(place.memory[1][self.layer], v)
+        k = place.rotated(k, k_turned)
         q = place.rotated(q, q_turned).unflatten(1, (k.shape[1], -1))  # [B, Hk, H / Hk, d]
-        mean = place.weights(q @ keys.mT) @ values
+        mean = place.mean_value(self.layer, q, k, v)
         return torch.addmm(x, mean.flatten(1), self.out)
 
 
 class _Dense:
     """One SwiGLU."""
 
-    def __init__(self, norm: _Norm, mlp: SwiGLU) -> None:
+    def __init__(self, norm: PreparedNorm, mlp: SwiGLU) -> None:
         self.norm, self.down = norm, mlp.down_proj.weight.T
         self.gate_up = torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)) * norm.gain
 
-    def __call__(self, x: Tensor, place: _Place) -> Tensor:
+    def __call__(self, x: Tensor, place: _Where) -> Tensor:
         return torch.addmm(x, _swiglu(F.linear(self.norm.unit(x), self.gate_up)), self.down)
 
 
 class _Mixture:
     """The chosen experts and the shared one."""
 
-    def __init__(self, norm: _Norm, moe: MoE) -> None:
+    def __init__(self, norm: PreparedNorm, moe: MoE) -> None:
         self.norm, self.gate, self.experts = norm, moe.gate, moe.experts
         self.gate_up, self.down = moe.experts.gate_up_proj, moe.experts.down_proj
         self.each = list(zip(self.gate_up, self.down.mT, strict=True))
@@ -230,7 +263,7 @@ class _Mixture:
             self.shared_down = shared.down_proj.weight.T
         self.shares = shared is not None
 
-    def __call__(self, x: Tensor, place: _Place) -> Tensor:
+    def __call__(self, x: Tensor, place: _Where) -> Tensor:
         h = self.norm(x)
         weights, indices, _ = self.gate(h)
         if isinstance(place.index, Tensor):
@@ -270,6 +303,21 @@ class _Mixture:
         return (hidden @ self.down.mT).sum(0)
 
 
+class PreparedBlock:
+    """One layer: attention, then the feed-forward, each with its residual."""
+
+    def __init__(self, block: Block) -> None:
+        norm, attention = PreparedNorm(block.input_layernorm), block.self_attn
+        kind = _Latent if isinstance(attention, LatentAttention) else _Grouped
+        self.attend = kind(norm, attention)
+        norm = PreparedNorm(block.post_attention_layernorm)
+        self.feed_forward = (_Mixture if isinstance(block.mlp, MoE) else _Dense)(norm, block.mlp)
+
+    def __call__(self, x: Tensor, place: _Where) -> Tensor:
+        """Map ``x [N, D]`` to ``[N, D]``."""
+        return self.feed_forward(self.attend(x, place), place)
+
+
 def _swiglu(both: Tensor) -> Tensor:
     gate, up = both.chunk(2, -1)
     return F.silu(gate) * up
@@ -284,14 +332,14 @@ def _turned(weight: Tensor, interleaved: bool) -> Tensor:
     return torch.cat((-second, first), -2)
 
 
-def _step(parts: Sequence[Callable[[Tensor, _Place], Tensor]], x: Tensor, place: _Place) -> Tensor:
-    for part in parts:
-        x = part(x, place)
+def _step(blocks: Sequence[PreparedBlock], x: Tensor, place: _Where) -> Tensor:
+    for block in blocks:
+        x = block(x, place)
     return x
 
 
 @functools.cache
-def _compiled_step() -> Callable[..., Tensor]:
+def _compiled_step() -> Any:
     return torch.compile(_step, fullgraph=True, dynamic=False)
 
 
@@ -314,15 +362,8 @@ class PreparedDecoder:
         if (why := why_not_prepared(model)) is not None:
             raise ValueError(f"this model's decoding cannot be prepared: {why}")
         self.embedding, self.head = model.embed_tokens.weight, model.lm_head.weight
-        self.norm, self.cache = _Norm(model.norm), cache
-        self.parts: list[Callable[[Tensor, _Place], Tensor]] = []
-        for block in model.layers:
-            norm, attention = _Norm(block.input_layernorm), block.self_attn
-            kind = _Latent if isinstance(attention, LatentAttention) else _Grouped
-            self.parts.append(kind(block, norm, attention))
-            norm = _Norm(block.post_attention_layernorm)
-            kind = _Mixture if isinstance(block.mlp, MoE) else _Dense
-            self.parts.append(kind(norm, block.mlp))
+        self.norm, self.cache = PreparedNorm(model.norm), cache
+        self.blocks = [PreparedBlock(block) for block in model.layers]
         tables = (model.rope_cos[: cache.capacity], model.rope_sin[: cache.capacity])
         self.cos, self.sin = (
             t.repeat_interleave(2, -1) if model.config.rope_interleave else torch.cat((t, t), -1)
@@ -355,7 +396,7 @@ class PreparedDecoder:
             step = _compiled_step()
         place = _Place(index, self.cos[position], self.sin[position], visible, self.memory)
         try:
-            x = step(self.parts, F.embedding(token, self.embedding), place)
+            x = step(self.blocks, F.embedding(token, self.embedding), place)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             raise RuntimeError(
                 "torch.compile failed: a compiled decoder needs a C++ compiler (g++ or clang++) "

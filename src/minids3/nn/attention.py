@@ -98,13 +98,17 @@ class GroupedQueryAttention(nn.Module):
         ``cos`` and ``sin`` are ``[T, head_dim // 2]``, at the absolute positions of ``x``, or
         ``[B, 1, T, head_dim // 2]`` if rows differ; ``visible`` is that of ``causal_sdpa``.
         """
+        q, k, v = self.project(x, cos, sin)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        out = causal_sdpa(q, k, v, visible=visible)
+        return self.o_proj(out.transpose(1, 2).flatten(-2))
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, H, T, d]``, keys and values ``[B, Hk, T, d]``, the first two rotated."""
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q = apply_rope(q, cos, sin, self.interleaved)
-        k = apply_rope(k, cos, sin, self.interleaved)
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)
-        out = causal_sdpa(q, k, v, visible=visible)
-        return self.o_proj(out.transpose(1, 2).flatten(-2))
+        return q, apply_rope(k, cos, sin, self.interleaved), v

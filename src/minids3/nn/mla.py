@@ -148,9 +148,7 @@ class LatentAttention(nn.Module):
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, visible: Tensor | None = None
     ) -> Tensor:
         """Attend to ``latent [B, S, C + R]`` itself; returns ``[B, H, T, dv]``."""
-        weight = self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1))
-        w_uk, w_uv = weight.split((self.nope, self.v_dim), 1)  # [H, dn, C], [H, dv, C]
-        q = torch.cat((_per_head(q_nope, w_uk), q_rope), -1)  # [B, H, T, C + R]
+        q = self.fold_queries(q_nope, q_rope)
         n_queries, n_keys = q.shape[2], latent.shape[1]
         # One set of keys for all heads: the heads are so many more queries of one product.
         scores = q.flatten(1, 2) @ latent.transpose(1, 2) * self.scale
@@ -162,7 +160,23 @@ class LatentAttention(nn.Module):
             scores = scores.masked_fill(future.triu(n_keys - n_queries + 1), -torch.inf)
         weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype).flatten(1, 2)
         mean = (weights @ latent[..., : self.rank]).unflatten(1, (self.n_heads, n_queries))
+        return self.unfold_values(mean)
+
+    def fold_queries(self, q_nope: Tensor, q_rope: Tensor) -> Tensor:
+        """Every head's query of latents and rotary keys, ``[B, H, T, C + R]``."""
+        w_uk, _ = self._expansions()
+        return torch.cat((_per_head(q_nope, w_uk), q_rope), -1)
+
+    def unfold_values(self, mean: Tensor) -> Tensor:
+        """Every head's value ``[B, H, T, dv]`` of its mean latent ``[B, H, T, C]``."""
+        _, w_uv = self._expansions()
         return _per_head(mean, w_uv.transpose(1, 2))
+
+    def _expansions(self) -> tuple[Tensor, Tensor]:
+        """What makes keys ``[H, dn, C]`` and values ``[H, dv, C]`` of a latent."""
+        weight = self.kv_b_proj.weight.unflatten(0, (self.n_heads, -1))
+        w_uk, w_uv = weight.split((self.nope, self.v_dim), 1)
+        return w_uk, w_uv
 
     def absorbing_is_cheaper(self, n_queries: int, n_keys: int) -> bool:
         """Whether the absorbed path takes fewer multiply-adds, per head, for T queries on S keys.

@@ -1,4 +1,7 @@
-"""Causal attention, the reference: the whole score matrix in fp32, nothing fused."""
+"""Causal attention, the reference: the whole score matrix in fp32, nothing fused.
+
+Latents of decoding may lie in pages, in their own dtype or as lines of FP8 (``pack_latent_ref``).
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,21 @@ import torch
 from torch import Tensor
 
 from minids3.ref.norm import rms_norm_ref
+from minids3.ref.quant import dequantize_ref, quantize_ref
 from minids3.ref.rope import apply_rope_ref
 
-__all__ = ["causal_attention_ref", "latent_attention_ref"]
+__all__ = [
+    "causal_attention_ref",
+    "check_pages",
+    "latent_attention_ref",
+    "latent_decode_ref",
+    "merge_splits_ref",
+    "pack_latent_ref",
+    "packed_bytes",
+    "unpack_latent_ref",
+]
+
+SCALED = 128  # numbers of a latent that share a scale
 
 
 def causal_attention_ref(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
@@ -109,3 +124,147 @@ def latent_attention_ref(
     weights = scores.masked_fill(future, -torch.inf).softmax(-1)
     out = torch.einsum("bhts,bhsv->bthv", weights, v)
     return out.flatten(-2) @ w_o.T
+
+
+def latent_decode_ref(
+    q: Tensor,
+    pages: Tensor,
+    table: Tensor,
+    lengths: Tensor,
+    *,
+    rank: int,
+    scale: float,
+) -> Tensor:
+    """Absorbed attention of the last T tokens of every sequence over latents that lie in pages.
+
+    o_t = sum_s softmax_s(q_t . k_s * scale) c_s over the positions s up to that of query t, where
+    k_s = [c_s | rotary key] is one row of the cache, for all heads the same (TR section 2.1.1,
+    absorbed). A query that sees no position gives 0.
+
+    Args:
+        q: ``[B, T, H, C + R]``, the keys' up-projection folded in.
+        pages: ``[pages, page, C + R]`` floating, or ``[pages, page, bytes]`` uint8 as
+            ``pack_latent_ref`` writes them.
+        table: ``[B, most]`` integer; position s of sequence b lies in ``pages[table[b, s // page],
+            s % page]``. Entries beyond the sequence's end are not followed.
+        lengths: ``[B]`` integer, positions of each sequence, those of its T queries included.
+        rank: C.
+        scale: factor on the scores.
+
+    Returns:
+        ``[B, T, H, C]`` in the dtype of ``q``.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit each other.
+    """
+    check_pages(q, pages, table, lengths, rank)
+    n_queries, page = q.shape[1], pages.shape[1]
+    position = torch.arange(table.shape[1] * page, device=q.device)
+    inside = position < lengths[:, None]
+    # What lies beyond the end may be anything, NaN too: it must not even meet a weight of 0.
+    chosen = table.long().repeat_interleave(page, 1).masked_fill(~inside, 0)
+    rows = pages[chosen, position % page]
+    if pages.dtype == torch.uint8:
+        rows = unpack_latent_ref(rows, rank)
+    kind = torch.promote_types(q.dtype, torch.float32)
+    rows = rows.to(kind).masked_fill(~inside[..., None], 0.0)
+    last = lengths[:, None] - n_queries + torch.arange(n_queries, device=q.device)
+    hidden = (position > last[..., None])[:, :, None]  # [B, T, 1, S]
+    scores = (q.to(kind).flatten(1, 2) @ rows.mT * scale).unflatten(1, q.shape[1:3])
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    weights = weights.masked_fill(hidden, 0.0)  # where nothing is visible, softmax made NaN of it
+    out = weights.flatten(1, 2) @ rows[..., :rank]
+    return out.unflatten(1, q.shape[1:3]).to(q.dtype)
+
+
+def merge_splits_ref(out: Tensor, lse: Tensor) -> Tensor:
+    """One softmax from several over parts of the keys: o = sum_i e^(lse_i - m) o_i / sum_i e^(..).
+
+    ``lse_i`` is the natural logarithm of the sum of exponentials of part i's scores, m their
+    maximum. A part without keys has lse -inf and counts nothing, whatever its ``out`` holds; where
+    no part has any, the result is 0.
+
+    Args:
+        out: ``[..., parts, d]``, each normalised by itself.
+        lse: ``[..., parts]``.
+
+    Returns:
+        ``[..., d]``.
+    """
+    peak = lse.amax(-1, keepdim=True)
+    weights = torch.exp(lse - peak.masked_fill(peak == -torch.inf, 0.0))  # all empty: no inf - inf
+    total = weights.sum(-1, keepdim=True)
+    weights = weights / total.masked_fill(total == 0, 1.0)
+    return (weights[..., None] * out.masked_fill(weights[..., None] == 0, 0.0)).sum(-2)
+
+
+def packed_bytes(rank: int, rope: int) -> int:
+    """Bytes of a cache line in FP8: C codes, an fp32 scale for every 128, R rotary BF16; V3: 656.
+
+    Raises:
+        ValueError: C is no multiple of 128, or R is odd.
+    """
+    if rank < SCALED or rank % SCALED or rope % 2:
+        raise ValueError(
+            f"a latent of rank {rank} and {rope} rotary channels has no FP8 line: the rank must be "
+            f"a multiple of {SCALED}, the rotary channels an even number"
+        )
+    return rank + 4 * (rank // SCALED) + 2 * rope
+
+
+def pack_latent_ref(latent: Tensor, rank: int) -> Tensor:
+    """Write latents as FP8 cache lines: the rotary key stays BF16, since positions must be exact.
+
+    A line is ``C`` bytes of E4M3, ``C / 128`` fp32 scales (multiplied when reading) and ``R``
+    numbers in BF16, as in FlashMLA's cache for V3.2 [FM-fp8-cache].
+
+    Args:
+        latent: ``[..., C + R]``.
+        rank: C.
+
+    Returns:
+        ``[..., bytes]`` uint8, of ``packed_bytes``.
+
+    Raises:
+        ValueError: as ``packed_bytes``.
+    """
+    packed_bytes(rank, latent.shape[-1] - rank)
+    flat = latent.reshape(-1, latent.shape[-1])
+    codes, scales = quantize_ref(flat[:, :rank])
+    rope = flat[:, rank:].to(torch.bfloat16).contiguous()
+    parts = [part.view(torch.uint8) for part in (codes, scales.contiguous(), rope)]
+    return torch.cat(parts, 1).view(*latent.shape[:-1], -1)
+
+
+def unpack_latent_ref(lines: Tensor, rank: int) -> Tensor:
+    """Read what ``pack_latent_ref`` wrote: ``[..., C + R]`` fp32 of ``lines [..., bytes]``."""
+    flat, tail = lines.reshape(-1, lines.shape[-1]), rank + 4 * (rank // SCALED)
+    codes, scales, rope = (
+        part.contiguous() for part in flat.split((rank, tail - rank, flat.shape[1] - tail), 1)
+    )
+    latent = dequantize_ref(codes.view(torch.float8_e4m3fn), scales.view(torch.float32))
+    both = torch.cat((latent, rope.view(torch.bfloat16).float()), 1)
+    return both.view(*lines.shape[:-1], -1)
+
+
+def check_pages(q: Tensor, pages: Tensor, table: Tensor, lengths: Tensor, rank: int) -> None:
+    """Refuse arguments of ``latent_decode_ref`` that do not fit, by name."""
+    if q.ndim != 4 or pages.ndim != 3 or table.ndim != 2 or lengths.ndim != 1:
+        raise ValueError(
+            "q must be [B, T, H, C + R], pages [pages, page, width], table [B, most] and lengths "
+            f"[B]; got {list(q.shape)}, {list(pages.shape)}, {list(table.shape)}, "
+            f"{list(lengths.shape)}"
+        )
+    width = q.shape[-1]
+    if not 0 < rank < width:
+        raise ValueError(f"rank={rank} must lie between 1 and the width of q, {width}, exclusive")
+    want = packed_bytes(rank, width - rank) if pages.dtype == torch.uint8 else width
+    if pages.shape[-1] != want:
+        raise ValueError(f"pages are {pages.shape[-1]} wide; for q of width {width} it is {want}")
+    if not (q.shape[0] == table.shape[0] == lengths.shape[0]):
+        raise ValueError(
+            f"{q.shape[0]} sequences in q, {table.shape[0]} in table, {lengths.shape[0]} in lengths"
+        )
+    for name, tensor in (("table", table), ("lengths", lengths)):
+        if tensor.is_floating_point() or tensor.dtype == torch.bool:
+            raise ValueError(f"{name} holds {tensor.dtype}; it must be int32 or int64")

@@ -1,0 +1,323 @@
+"""One pass of a model over tokens of many texts, each with its own past in pages.
+
+The tokens of all texts lie in one list ``[N]``: projections and experts do not care whose they are,
+and read the weights once for all. Only attention looks at texts, and does so in groups that
+have the same number of new tokens, so that a group is a rectangle.
+
+Few new tokens attend to the latents themselves (absorbed; on a GPU by ``kernels.attention``), many
+rebuild keys and values: ``LatentAttention.absorbing_is_cheaper`` says where the border is. The new
+tokens of a text see its past and each other causally.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minids3.infer.prepared import PreparedBlock, PreparedNorm, why_not_prepared
+from minids3.model.block import Block
+from minids3.model.mtp import MTPModule
+from minids3.model.transformer import Transformer
+from minids3.nn import GroupedQueryAttention, LatentAttention
+from minids3.nn.attention import causal_sdpa
+from minids3.ops.attention import latent_decode
+from minids3.ref.attention import pack_latent_ref, unpack_latent_ref
+
+__all__ = ["Group", "PagedModel", "Pass", "Piece"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The new tokens of one text.
+
+    tokens: their ids. start: the first one's position. pages: of the text, room for all of them
+    included.
+    """
+
+    tokens: Sequence[int]
+    start: int
+    pages: Sequence[int]
+
+    @property
+    def stop(self) -> int:
+        """Position after the last new token."""
+        return self.start + len(self.tokens)
+
+
+class Group:
+    """Pieces of equal length, their rows one after the other.
+
+    rows: where they lie in the pass. lengths ``[B]`` and table ``[B, pages]`` as ``latent_decode``
+    takes them.
+    """
+
+    def __init__(
+        self, pieces: Sequence[Piece], first_row: int, page: int, device: torch.device
+    ) -> None:
+        self.n_texts, self.n_new, self.page = len(pieces), len(pieces[0].tokens), page
+        self.rows = slice(first_row, first_row + self.n_texts * self.n_new)
+        self.longest = max(piece.stop for piece in pieces)
+        used = -(-self.longest // page)
+        tables = [list(piece.pages[:used]) for piece in pieces]
+        padded = [table + [0] * (used - len(table)) for table in tables]
+        self.table = torch.tensor(padded, dtype=torch.int32, device=device)
+        stops = [piece.stop for piece in pieces]
+        self.lengths = torch.tensor(stops, dtype=torch.int32, device=device)
+        self.ragged = min(stops) != self.longest
+
+    @functools.cached_property
+    def slots(self) -> Tensor:
+        """Where each text's positions lie, ``[B * S]``; those beyond its end are page 0's."""
+        position = torch.arange(self.longest, device=self.table.device)
+        slots = self.table.long()[:, position // self.page] * self.page + position % self.page
+        if self.ragged:
+            slots = slots.masked_fill(position >= self.lengths[:, None], 0)
+        return slots.flatten()
+
+    @functools.cached_property
+    def visible(self) -> Tensor | None:
+        """Which keys each query sees, ``[B, 1, T, S]`` bool; None: all."""
+        if self.n_new == 1 and not self.ragged:
+            return None
+        new = torch.arange(self.n_new, device=self.table.device)
+        last = self.lengths[:, None] - self.n_new + new
+        position = torch.arange(self.longest, device=self.table.device)
+        return (position <= last[..., None])[:, None]
+
+    def gather(self, memory: Tensor) -> Tensor:
+        """The texts' rows ``[B, S, ...]`` of a layer's ``memory [pages, page, ...]``."""
+        rows = memory.flatten(0, 1).index_select(0, self.slots)
+        return rows.unflatten(0, (self.n_texts, self.longest))
+
+
+class Pass:
+    """Pieces of several texts, to be computed together.
+
+    ids, positions, slots ``[N]``: what the tokens are, where they stand, and where in the pages
+    they are remembered. ``order[i]``: where the rows of the i-th given piece are.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], page: int, device: torch.device) -> None:
+        by_length: dict[int, list[int]] = {}
+        for i, piece in enumerate(pieces):
+            by_length.setdefault(len(piece.tokens), []).append(i)
+        self.groups: list[Group] = []
+        self.order: list[slice] = [slice(0)] * len(pieces)
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for members in by_length.values():
+            group = [pieces[i] for i in members]
+            self.groups.append(Group(group, len(ids), page, device))
+            for i, piece in zip(members, group, strict=True):
+                self.order[i] = slice(len(ids), len(ids) + len(piece.tokens))
+                ids += piece.tokens
+                for position in range(piece.start, piece.stop):
+                    positions.append(position)
+                    slots.append(piece.pages[position // page] * page + position % page)
+        self.ids, self.positions, self.slots = (
+            torch.tensor(values, dtype=torch.int64, device=device)
+            for values in (ids, positions, slots)
+        )
+
+    def store(self, memory: Tensor, rows: Tensor) -> None:
+        """Remember ``rows [N, ...]`` in a layer's ``memory [pages, page, ...]``."""
+        memory.flatten(0, 1).index_copy_(0, self.slots, rows.to(memory.dtype))
+
+
+class PagedModel:
+    """A model and its memory in pages.
+
+    Small fp32 models on a CPU run with packed weights (``infer.prepared``), all others through
+    their own layers; the numbers are the same up to the order of summation.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        memory: tuple[Tensor, ...],
+        page: int,
+        drafts: bool = False,
+        prepare: bool | None = None,
+    ) -> None:
+        """Pack what can be packed.
+
+        Args:
+            model: in evaluation mode.
+            memory: of ``page_memory``, with a layer more if there are drafts.
+            page: tokens of a page.
+            drafts: whether the first MTP module runs as well.
+            prepare: None: where ``why_not_prepared`` has nothing against it.
+        """
+        self.model, self.memory, self.page = model, memory, page
+        self.device = model.lm_head.weight.device
+        self.packs = memory[0].dtype == torch.uint8
+        blocks = [*model.layers, *([model.mtp[0].block] if drafts else [])]
+        for block in blocks:
+            if not isinstance(block, Block) or not isinstance(
+                block.self_attn, LatentAttention | GroupedQueryAttention
+            ):
+                raise ValueError(
+                    "pages are known to the library's own layers only; generate_ids runs others"
+                )
+        if prepare is None:
+            prepare = why_not_prepared(model, drafts) is None and not self.packs
+        self.prepared: list[PreparedBlock] | None = None
+        if prepare:
+            with torch.no_grad():
+                self.prepared = [PreparedBlock(block) for block in blocks]
+                self.final_norm = PreparedNorm(model.norm)
+            repeat = model.config.rope_interleave
+            self.cos, self.sin = (
+                t.repeat_interleave(2, -1) if repeat else torch.cat((t, t), -1)
+                for t in (model.rope_cos, model.rope_sin)
+            )
+        self.layers = len(model.layers)
+
+    def hidden(self, batch: Pass) -> Tensor:
+        """The main model's last hidden vectors ``[N, D]`` after the final norm."""
+        x = F.embedding(batch.ids, self.model.embed_tokens.weight)
+        for layer in range(self.layers):
+            x = self._block(layer, x, batch)
+        return self.final_norm(x) if self.prepared is not None else self.model.norm(x)
+
+    def draft(self, hidden: Tensor, batch: Pass) -> Tensor:
+        """The first MTP module's hidden vectors ``[N, D]``, ready for the head.
+
+        ``hidden [N, D]`` belongs to the pass's positions, its ids are the tokens *after* these.
+        """
+        module: MTPModule = self.model.mtp[0]
+        embedding = F.embedding(batch.ids, self.model.embed_tokens.weight)
+        joined = torch.cat((module.enorm(embedding), module.hnorm(hidden)), -1)
+        return module.norm(self._block(self.layers, module.eh_proj(joined), batch))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., V]`` of hidden vectors."""
+        return self.model.lm_head(hidden)
+
+    def _block(self, layer: int, x: Tensor, batch: Pass) -> Tensor:
+        """One layer, or the MTP module's as the one after the last: ``[N, D]``."""
+        memory = tuple(part[layer] for part in self.memory)
+        if self.prepared is not None:
+            cos, sin = self.cos[batch.positions], self.sin[batch.positions]
+            return self.prepared[layer](x, _PagedPlace(batch, memory, cos, sin))
+        block = self.model.layers[layer] if layer < self.layers else self.model.mtp[0].block
+        cos, sin = self.model.rope_cos[batch.positions], self.model.rope_sin[batch.positions]
+        h = block.input_layernorm(x)[None]  # one text, as far as projections are concerned
+        attend = self._latent if isinstance(block.self_attn, LatentAttention) else self._grouped
+        x = x + attend(block.self_attn, h, cos, sin, batch, memory)
+        return x + block.mlp(block.post_attention_layernorm(x))
+
+    def _latent(
+        self,
+        attention: LatentAttention,
+        h: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        batch: Pass,
+        memory: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Latent attention of ``h [1, N, D]``; returns ``[N, D]``."""
+        q_nope, q_rope = attention.queries(h, cos, sin)  # [1, H, N, ..]
+        latent = attention.compress(h, cos, sin)[0]
+        batch.store(memory[0], pack_latent_ref(latent, attention.rank) if self.packs else latent)
+        out = h.new_empty(h.shape[1], attention.n_heads * attention.v_dim)
+        for group in batch.groups:
+            nope, rope = (
+                q[0, :, group.rows].unflatten(1, (group.n_texts, group.n_new)).transpose(0, 1)
+                for q in (q_nope, q_rope)
+            )  # [B, H, T, ..]
+            absorb = attention.absorb
+            if absorb is None:
+                absorb = attention.absorbing_is_cheaper(group.n_new, group.longest)
+            if absorb:
+                mean = latent_decode(
+                    attention.fold_queries(nope, rope).transpose(1, 2).contiguous(),
+                    memory[0],
+                    group.table,
+                    group.lengths,
+                    rank=attention.rank,
+                    scale=attention.scale,
+                )
+                part = attention.unfold_values(mean.transpose(1, 2))
+            else:
+                rows = group.gather(memory[0])
+                if self.packs:
+                    rows = unpack_latent_ref(rows, attention.rank).to(nope.dtype)
+                part = attention.attend_naive(nope, rope, rows, group.visible)
+            out[group.rows] = part.transpose(1, 2).flatten(0, 1).flatten(1)
+        return attention.o_proj(out)
+
+    def _grouped(
+        self,
+        attention: GroupedQueryAttention,
+        h: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        batch: Pass,
+        memory: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Grouped-query attention of ``h [1, N, D]``; returns ``[N, D]``."""
+        q, k, v = attention.project(h, cos, sin)  # [1, heads, N, d]
+        for part, new in zip(memory, (k, v), strict=True):
+            batch.store(part, new[0].transpose(0, 1))
+        out = h.new_empty(h.shape[1], attention.o_proj.in_features)
+        for group in batch.groups:
+            rows = q[0, :, group.rows].unflatten(1, (group.n_texts, group.n_new)).transpose(0, 1)
+            keys, values = (group.gather(part).transpose(1, 2) for part in memory)
+            part = causal_sdpa(rows, keys, values, visible=group.visible)
+            out[group.rows] = part.transpose(1, 2).flatten(0, 1).flatten(1)
+        return attention.o_proj(out)
+
+
+class _PagedPlace:
+    """What a ``PreparedBlock`` asks about tokens of many texts; ``prepared._Place`` is of one."""
+
+    index = None
+
+    def __init__(self, batch: Pass, memory: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> None:
+        self.batch, self.memory, self.cos, self.sin = batch, memory, cos, sin
+
+    def rotated(self, x: Tensor, turned: Tensor) -> Tensor:
+        """RoPE of ``x [N, heads, R]``, given its quarter turn."""
+        return torch.addcmul(x * self.cos[:, None], turned, self.sin[:, None])
+
+    def mean_latent(self, layer: int, q: Tensor, new: Tensor, rank: int) -> Tensor:
+        """Mean latents ``[N, H, C]`` of ``q [N, H, C + R]``, after storing ``new [N, C + R]``."""
+        self.batch.store(self.memory[0], new)
+        parts = []
+        for group in self.batch.groups:
+            keys = group.gather(self.memory[0])  # [B, S, C + R]
+            queries = q[group.rows].reshape(group.n_texts, -1, q.shape[-1])  # [B, T * H, C + R]
+            weights = _softmax(queries @ keys.mT, group)
+            parts.append((weights @ keys[..., :rank]).view(-1, q.shape[1], rank))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def mean_value(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Mean values ``[N, Hk, H / Hk, d]`` of ``q``, after storing ``k`` and ``v [N, Hk, d]``."""
+        for memory, new in zip(self.memory, (k, v), strict=True):
+            self.batch.store(memory, new)
+        parts = []
+        for group in self.batch.groups:
+            keys, values = (group.gather(m).transpose(1, 2) for m in self.memory)  # [B, Hk, S, d]
+            rows = q[group.rows].unflatten(0, (group.n_texts, group.n_new)).transpose(1, 2)
+            weights = _softmax(rows.flatten(2, 3) @ keys.mT, group)  # [B, Hk, T * H / Hk, S]
+            mean = (weights @ values).unflatten(2, (group.n_new, -1))
+            parts.append(mean.transpose(1, 2).flatten(0, 1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _softmax(scores: Tensor, group: Group) -> Tensor:
+    """Weights of ``scores [B, ..., T * heads, S]`` over what the queries see."""
+    if group.visible is not None:
+        per_query = scores.unflatten(-2, (group.n_new, -1))
+        hidden = ~group.visible[:, 0, :, None]  # [B, T, 1, S]
+        while hidden.ndim < per_query.ndim:
+            hidden = hidden[:, None]
+        scores = per_query.masked_fill(hidden, -torch.inf).flatten(-3, -2)
+    return scores.softmax(-1)
