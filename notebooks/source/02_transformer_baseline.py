@@ -354,7 +354,8 @@ viz.show(fig, alt="Left: SiLU, ReLU and sigmoid from -6 to 6; SiLU follows "
 #
 # Write `swiglu`. `x` is `[..., D]`, `w_gate` and `w_up` are `[F, D]`,
 # `w_down` is `[D, F]` (weights are stored `[out, in]`, as everywhere in
-# PyTorch). Return `down(silu(gate(x)) · up(x))`, shape `[..., D]`.
+# PyTorch). Return `down(silu(gate(x)) · up(x))`, shape `[..., D]`. With 1 × 1
+# matrices of ones, x = 2 becomes silu(2) · 2 = 3.523.
 
 # %%
 # EXERCISE swiglu

@@ -11,11 +11,11 @@
 # > without a gradient, and the loss stays within **0.06 nats** of the run
 # > that was left alone.
 #
-# **Takes** about 65 minutes to work through; 'Run all' about 2 minutes on
-# two CPU cores. **Needs** notebook 04 (gate, top-k, experts).
-# **Afterwards** you can measure a load, write the bias update and the
-# sequence-wise loss of DeepSeek-V3, say what each of the two is for, and
-# tell what an uneven load would cost on 2,048 GPUs.
+# **Takes** about 65 minutes to work through, 32 of them for the exercises;
+# 'Run all' about 2 minutes on two CPU cores. **Needs** notebook 04 (gate,
+# top-k, experts). **Afterwards** you can measure a load, write the bias
+# update and the sequence-wise loss of DeepSeek-V3, say what each of the two
+# is for, and tell what an uneven load would cost on 2,048 GPUs.
 
 # %%
 # SETUP

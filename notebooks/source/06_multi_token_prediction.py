@@ -11,12 +11,12 @@
 # > accepted. What accepting costs depends on the model: with experts, nearly
 # > nothing in a batch of hundreds, and most of the gain in a batch of one.
 #
-# **Takes** about 70 minutes to work through; 'Run all' about three minutes on
-# one CPU core. **Needs** notebook 02 (the decoder, the loss).
-# **Afterwards** you can build the multi-token prediction (MTP) module of
-# DeepSeek-V3, draw from memory which position sees which token, say what
-# the module costs in parameters and FLOPs, and turn an acceptance rate into
-# tokens per step.
+# **Takes** about 70 minutes to work through, 40 of them for the exercises;
+# 'Run all' about three minutes on one CPU core. **Needs** notebook 02 (the
+# decoder, the loss). **Afterwards** you can build the multi-token prediction
+# (MTP) module of DeepSeek-V3, draw from memory which position sees which
+# token, say what the module costs in parameters and FLOPs, and turn an
+# acceptance rate into tokens per step.
 #
 # Whether drafts can be used *without changing the output* is notebook 17.
 # Here we train the module and count how often it would be right.

@@ -11,13 +11,13 @@
 # > register. Forget one mask and every number they return is still right.
 # > What is wrecked is the memory next to them.
 #
-# **Takes** about 80 minutes to work through; 'Run all' about 2 minutes on
-# two CPU cores, most of it compiling. **Needs** notebook 02 (RMSNorm,
-# softmax), and Linux or Colab: there is no Triton for macOS or Windows.
-# **Afterwards** you can write, test and launch a Triton kernel with a
-# gradient, say what its programs own, find in the compiled text whether it
-# reads memory the way it should, and tell by a division whether a kernel
-# waits for memory or for arithmetic.
+# **Takes** about 80 minutes to work through, 46 of them for the exercises;
+# 'Run all' about 2 minutes on two CPU cores, most of it compiling. **Needs**
+# notebook 02 (RMSNorm, softmax), and Linux or Colab: there is no Triton for
+# macOS or Windows. **Afterwards** you can write, test and launch a Triton
+# kernel with a gradient, say what its programs own, find in the compiled text
+# whether it reads memory the way it should, and tell by a division whether a
+# kernel waits for memory or for arithmetic.
 
 # %%
 # SETUP

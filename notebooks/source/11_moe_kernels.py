@@ -567,7 +567,8 @@ from minids3.kernels.fp8 import encode_e4m3
 # its up numbers. Program (row, tile) computes `h = silu(gate) * up` for
 # `BLOCK` numbers in fp32, the scale `max|h| / 448` (1 for a tile of
 # zeros), and stores the codes of `h / scale`. `encode_e4m3` turns fp32
-# into codes, by the rules of notebook 08.
+# into codes, by the rules of notebook 08. In every tile that is not zero the
+# largest number gets the code 0x7E or 0xFE, that is ±448.
 
 # %%
 # EXERCISE moe-swiglu-quant
