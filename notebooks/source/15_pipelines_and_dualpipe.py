@@ -604,7 +604,7 @@ real = {"1F1B": mine, "ZB1P": delayed["rank"],
 times = {title: costs for title, (_, costs) in pipelines.PLANS.items()}
 try:
     measured = pipelines.run_schedules(real, times)
-    print("four processes here, on", os.cpu_count(), "cores")
+    print("measured here, in four processes")
 except launch.LaunchError as error:
     print(f"No processes here ({error}).")
     about = recorded("pipelines")
