@@ -13,7 +13,7 @@ def draft_acceptance(logits, draft, targets):
     logits [B, T, V]: the main model; position i names token i + 1
     draft [B, T - 1, V]: the MTP module; position i names token i + 2
     targets [B, T]: token i + 1 of the text; -100: do not count that token
-    returns the acceptance p, and the tokens per decoding step
+    returns two scalar tensors: acceptance p, tokens per decoding step
     """
     said = logits[:, 1:].argmax(-1)
     agreed = draft.argmax(-1) == said
@@ -76,6 +76,25 @@ def _by_top(logits, draft, targets):
     weight = (targets[:, 1:] != -100).float()
     p = ((said == named) * weight).sum() / weight.sum()
     return p, p + 1
+
+
+def _floats(logits, draft, targets):
+    p, tokens = draft_acceptance(logits, draft, targets)
+    return float(p), float(tokens)
+
+
+def _viewed(logits, draft, targets):
+    return draft_acceptance(logits.view(-1).view(logits.shape), draft, targets)
+
+
+def _walk(logits, draft, targets):
+    stands, count = torch.zeros(()), 0
+    for b in range(draft.shape[0]):
+        for i in range(draft.shape[1]):
+            if targets[b, i + 1] != -100:
+                stands += draft[b, i].argmax() == logits[b, i + 1].argmax()
+                count += 1
+    return stands / count, 1 + stands / count
 
 
 @exercise(
@@ -142,10 +161,22 @@ def _by_top(logits, draft, targets):
             "1 / (1 - p) is the limit of an endless chain of drafts. With one draft a step makes "
             "one token or two: 1 + p.",
         ),
+        Mutant(
+            "floats",
+            _floats,
+            "You returned Python numbers. Two tensors of one number each are asked for: leave "
+            "item() and float() out.",
+        ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs contiguous logits: use reshape.",
+        ),
     ],
     alternatives=[
         Alternative("counted", _counted),
         Alternative("by_top", _by_top),
+        Alternative("walk", _walk),
     ],
 )
 def check_draft_acceptance(c):
@@ -180,10 +211,16 @@ def check_draft_acceptance(c):
         p, _ = c.call(logits, true, elsewhere, returns=2)
         c.close(p, torch.tensor(0.0), label="one it would not have said falls, even right")
     with c.part():
-        p, _ = c.call(logits, draft, masked, returns=2)
-        kept = [(b, i) for b, i in _places(draft) if masked[b, i + 1] != -100]
-        want = sum(bool(draft[b, i].argmax() == said[b, i + 1]) for b, i in kept)
-        c.close(p, torch.tensor(want / len(kept)), label="ignored tokens do not count")
+        # Drafts agree just where the token counts, but for one: any other mask gives another p.
+        wish = torch.where(masked[:, 1:] != -100, said[:, 1:], (said[:, 1:] + 1) % vocab)
+        wish[-1, -1] = (said[-1, -1] + 2) % vocab
+        apart = c.randn(rows, steps - 1, vocab).scatter_(2, wish[..., None], 6.0)
+        p, _ = c.call(logits, apart, masked, returns=2)
+        kept = int((masked[:, 1:] != -100).sum())
+        c.close(p, torch.tensor((kept - 1) / kept), label="ignored tokens do not count")
+    with c.part():
+        p, _ = c.call(c.strided(logits), c.strided(draft), targets, returns=2)
+        c.close(p, share, label="logits that are not contiguous give the same")
 
 
 def _places(draft):

@@ -124,6 +124,40 @@ def _padded(targets, lam, logits, *extra):
     return total, torch.stack(losses)
 
 
+def _lambda_built_in(targets, lam, logits, *extra):
+    return mtp_loss(targets, 0.3, logits, *extra)
+
+
+def _overflows(targets, lam, logits, *extra):
+    counted = targets != -100
+    losses = []
+    for k, scores in enumerate([logits, *extra]):
+        labels, kept = targets[:, k:].clamp(min=0), counted[:, k:]
+        chosen = scores.gather(-1, labels[..., None])[..., 0]
+        nats = torch.log(torch.exp(scores).sum(-1)) - chosen
+        losses.append((nats * kept).sum() / counted.sum())
+    losses = torch.stack(losses)
+    return (losses[0] + lam * losses[1:].mean() if extra else losses[0]), losses
+
+
+def _viewed(targets, lam, logits, *extra):
+    flat = [t.view(-1, t.shape[-1]).view(t.shape) for t in (logits, *extra)]
+    return mtp_loss(targets, lam, *flat)
+
+
+def _in_float64(targets, lam, logits, *extra):
+    count = float((targets != -100).sum())
+    losses = torch.zeros(1 + len(extra), dtype=torch.float64)
+    for k, scores in enumerate((logits, *extra)):
+        logp = torch.log_softmax(scores.double(), -1)
+        for b in range(targets.shape[0]):
+            for i in range(targets.shape[1] - k):
+                if targets[b, i + k] != -100:
+                    losses[k] = losses[k] - logp[b, i, targets[b, i + k]] / count
+    losses = losses.float()
+    return losses[0] + (lam * losses[1:].sum() / len(extra) if extra else 0), losses
+
+
 @exercise(
     "mtp-loss",
     solution=mtp_loss,
@@ -196,10 +230,27 @@ def _padded(targets, lam, logits, *extra):
             "No gradient goes through the MTP losses, so nothing would learn from them. Did you "
             "detach them or take .item()?",
         ),
+        Mutant(
+            "lambda_built_in",
+            _lambda_built_in,
+            "You built 0.3 in. lam is an argument: V3 lowers it to 0.1 late in training.",
+        ),
+        Mutant(
+            "overflows",
+            _overflows,
+            "exp of the logits overflows from 89 on. Use F.cross_entropy or torch.logsumexp.",
+        ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs contiguous logits, and slices of them are not: use flatten or "
+            "reshape.",
+        ),
     ],
     alternatives=[
         Alternative("by_hand", _by_hand),
         Alternative("padded", _padded),
+        Alternative("in_float64", _in_float64),
     ],
 )
 def check_mtp_loss(c):
@@ -243,6 +294,17 @@ def check_mtp_loss(c):
             label="the gradient reaches every set of logits",
             names=("logits", "the logits of depth 1", "the logits of depth 2"),
         )
+    with c.part():
+        other = c.choice((0.05, 0.1, 0.7))
+        total, _ = c.call(targets, other, logits, *extra, returns=2)
+        want = _expected(targets, other, logits, *extra)[0]
+        c.close(total, want, label=f"with lam = {other} the modules count {other} times")
+    with c.part():
+        loud = [150 * t for t in (logits, *extra)]
+        total, losses = c.call(targets, lam, *[c.strided(t) for t in loud], returns=2)
+        want, parts = _expected(targets, lam, *loud)
+        c.close(losses, parts, label="logits of hundreds, not contiguous: the losses are right")
+        c.close(total, want, label="and the objective")
 
 
 def _expected(targets, lam, logits, *extra):

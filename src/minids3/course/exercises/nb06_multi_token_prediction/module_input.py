@@ -97,6 +97,20 @@ def _einsum(x, tokens, table, norm, enorm, hnorm, eh_proj):
     return torch.einsum("pbnd,opd->bno", torch.stack((e, h)), eh_proj.unflatten(1, (2, -1)))
 
 
+def _viewed(x, tokens, table, norm, enorm, hnorm, eh_proj):
+    flat = x.view(-1, x.shape[-1]).view(x.shape)
+    return mtp_input(flat, tokens, table, norm, enorm, hnorm, eh_proj)
+
+
+def _preallocated(x, tokens, table, norm, enorm, hnorm, eh_proj):
+    rows, count = tokens.shape
+    width = x.shape[-1]
+    both = torch.empty(rows, count, 2 * width)
+    both[..., :width] = rms_norm(table[tokens.flatten()].view(rows, count, -1), enorm)
+    both[..., width:] = rms_norm(rms_norm(x[:, :count], norm), hnorm)
+    return both @ eh_proj.T
+
+
 @exercise(
     "mtp-input",
     solution=mtp_input,
@@ -176,6 +190,11 @@ def _einsum(x, tokens, table, norm, enorm, hnorm, eh_proj):
             "The gradient stops at x. It has to go on into the main model: that is the extra "
             "training signal.",
         ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs x to be contiguous, and a slice of the stream is not: use reshape.",
+        ),
     ],
     alternatives=[
         Alternative("two_products", _two_products),
@@ -219,6 +238,10 @@ def check_mtp_input(c):
             label="the gradient reaches the main model, the embeddings and eh_proj",
             names=("x", "table", "eh_proj"),
         )
+    with c.part():
+        label = "an x that is not contiguous gives the same"
+        again = c.call(c.strided(x), tokens, table, norm, enorm, hnorm, proj)
+        c.close(again, _expected(x, tokens, table, norm, enorm, hnorm, proj), label=label)
 
 
 def _expected(x, tokens, table, norm, enorm, hnorm, proj):

@@ -66,6 +66,28 @@ def _narrowed(ids, targets, k):
     return torch.narrow(ids, 1, k, steps), torch.narrow(targets, 1, k, steps)
 
 
+def _viewed(ids, targets, k):
+    rows, steps = ids.shape
+    flat = ids.view(-1), targets.view(-1)
+    return flat[0].view(rows, steps)[:, k:], flat[1].view(rows, steps)[:, k:]
+
+
+def _as_float(ids, targets, k):
+    labels = torch.full(targets[:, k:].shape, -100.0)
+    labels[:] = targets[:, k:]
+    return ids[:, k:], labels
+
+
+def _preallocated(ids, targets, k):
+    rows, steps = ids.shape
+    tokens = torch.empty(rows, steps - k, dtype=torch.int64)
+    labels = torch.empty(rows, steps - k, dtype=torch.int64)
+    for i in range(steps - k):
+        tokens[:, i] = ids[:, i + k]
+        labels[:, i] = targets[:, i + k]
+    return tokens, labels
+
+
 @exercise(
     "mtp-targets",
     solution=mtp_targets,
@@ -136,10 +158,22 @@ def _narrowed(ids, targets, k):
             _always_one,
             "You shifted by 1 whatever k is. The module of depth k looks k places further.",
         ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs contiguous inputs, and slices of a text are not: slice, or use "
+            "reshape.",
+        ),
+        Mutant(
+            "as_float",
+            _as_float,
+            "Your labels are floats. Tokens are numbers of rows of a table: int64.",
+        ),
     ],
     alternatives=[
         Alternative("gathered", _gathered),
         Alternative("narrowed", _narrowed),
+        Alternative("preallocated", _preallocated),
     ],
 )
 def check_mtp_targets(c):

@@ -145,6 +145,35 @@ def _sum_library(products, promote_every=None):
     return limited_matmul(products, ones, promote_every=promote_every)[:, 0]
 
 
+def _sum_register_uncut(products, promote_every=None):
+    return _run(
+        products,
+        promote_every,
+        align=lambda terms, largest: torch.cat((cut(terms[:, :-1], largest), terms[:, -1:]), 1),
+    )
+
+
+def _sum_one_grid(products, promote_every=None):
+    return _run(products, promote_every, align=lambda terms, largest: cut(terms, largest.amax()))
+
+
+def _sum_one_at_a_time(products, promote_every=None):
+    total = torch.zeros(len(products))
+    register = torch.zeros(len(products), dtype=torch.float64)
+    for k in range(products.shape[1]):
+        terms = torch.stack((products[:, k], register), 1)
+        register = cut(terms, terms.abs().amax(1, keepdim=True)).sum(1)
+        register = cut(register, register)
+        if promote_every and (k + 1) % promote_every == 0:
+            total += register.float()
+            register = torch.zeros_like(register)
+    return total + register.float()
+
+
+def _sum_viewed(products, promote_every=None):
+    return limited_sum(products.view(-1).view(products.shape), promote_every)
+
+
 @exercise(
     "fp8-accumulate",
     solution=limited_sum,
@@ -236,6 +265,29 @@ def _sum_library(products, promote_every=None):
             _sum_twelve,
             "You kept 12 fraction bits. There are 13 below the leading one: 14 in all.",
         ),
+        Mutant(
+            "register_uncut",
+            _sum_register_uncut,
+            "You cut the products and left the register as it was. It is one of the 33 terms: cut "
+            "it to the common grid, too.",
+        ),
+        Mutant(
+            "one_grid",
+            _sum_one_grid,
+            "You took one grid for all rows. Each row has a register, and a largest term, of its "
+            "own.",
+        ),
+        Mutant(
+            "one_at_a_time",
+            _sum_one_at_a_time,
+            "You added one product at a time. One instruction aligns 32 products and the register "
+            "together, by their largest.",
+        ),
+        Mutant(
+            "layout",
+            _sum_viewed,
+            "Your code needs products to be contiguous: use reshape, or slice.",
+        ),
     ],
     alternatives=[
         Alternative("integers", _sum_integers),
@@ -272,6 +324,15 @@ def check_sum(c):
     with c.part():
         nothing = torch.zeros(2, 64, dtype=torch.float64)
         c.equal(c.call(nothing, 64), torch.zeros(2), label="zeros stay zero")
+    with c.part():
+        pair = x[:, :64].clone()
+        big = torch.exp2(torch.ceil(torch.log2(64 * pair.abs().sum(1))))
+        pair[:, 40], pair[:, 50] = big, -big  # they cancel, and leave a coarse grid
+        label = "large products that cancel: the register, too, is cut to their grid"
+        c.close(c.call(pair), _by_hand(pair), label=label, **near)
+    with c.part():
+        label = "products that are not contiguous give the same"
+        c.close(c.call(c.strided(x), 64), _by_hand(x, 64), label=label, **near)
 
 
 def _products(c, rows, columns):

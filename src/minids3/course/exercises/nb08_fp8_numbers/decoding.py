@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from minids3.course.registry import Alternative, Mutant, exercise
@@ -105,10 +107,37 @@ def _decode_library(codes):
     return decode(codes, E4M3).float()
 
 
+def _in_eight_bits(codes):
+    e, m = (codes >> 3) & 15, codes & 7
+    power = (e - 7).float()
+    value = torch.where(e > 0, (1 + m / 8) * torch.exp2(power), m / 8 * 2.0**-6)
+    value = torch.where(codes >> 7 == 1, -value, value)
+    return value.masked_fill((codes & 127) == 127, torch.nan)
+
+
+def _viewed(codes):
+    return decode_e4m3(codes.view(-1)).view(codes.shape)
+
+
+def _wide(codes):
+    return decode_e4m3(codes).double()
+
+
+def _preallocated(codes):
+    out = torch.zeros(codes.shape, dtype=torch.float64)
+    for code in range(256):
+        low = code & 127
+        size = math.ldexp(low, -9) if low < 8 else math.ldexp(8 + low % 8, low // 8 - 10)
+        size = math.nan if low == 127 else size
+        out[codes == code] = -size if code > 127 else size
+    return out.float()
+
+
 @exercise(
     "fp8-decode",
     solution=decode_e4m3,
     notebook="08_fp8_numbers",
+    forbids=("torch.float8_e4m3fn", "torch.float8_e4m3fnuz"),
     title="Read a byte",
     difficulty=2,
     importance=5,
@@ -188,10 +217,26 @@ def _decode_library(codes):
             "Code 0x80 is minus zero. Multiply by the sign instead of adding or choosing, and it "
             "comes out by itself.",
         ),
+        Mutant(
+            "in_eight_bits",
+            _in_eight_bits,
+            "You computed e - 7 in uint8, where 3 - 7 is 252. Convert the codes to int first.",
+        ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs codes to be contiguous: work element by element, or use reshape.",
+        ),
+        Mutant(
+            "float64",
+            _wide,
+            "You returned float64. float32 is asked for.",
+        ),
     ],
     alternatives=[
         Alternative("table", _decode_table),
         Alternative("moved_bits", _decode_moved_bits),
+        Alternative("preallocated", _preallocated),
     ],
 )
 def check_decode(c):
@@ -223,6 +268,12 @@ def check_decode(c):
         flat = drawn.flatten().tolist()
         c.equal(out.flatten(), _exact(flat), label="a matrix keeps its order")
         c.shape(c.call(drawn[:0]), (0, shape[1]), label="no bytes give no numbers")
+    with c.part():
+        label = "bytes that are not contiguous give the same"
+        c.equal(c.call(c.strided(drawn)).flatten(), _exact(flat), label=label)
+        c.equal(
+            c.call(drawn[0, 0]), _exact(flat[:1])[0], label="a single byte gives a single number"
+        )
 
 
 def _of(c, codes):

@@ -13,7 +13,8 @@ def encode_e4m3(x):
 
     x: float32 of any shape
     returns uint8 of the same shape; what is too large becomes plus or
-    minus 448, infinities too; NaN becomes 0x7F or 0xFF
+    minus 448, infinities too; NaN becomes 0x7F or 0xFF; the sign is kept,
+    also of a zero and of what is rounded to zero
     """
     size = x.abs().clamp(max=448)
     power = torch.frexp(size).exponent - 1  # size = [1, 2) * 2^power
@@ -121,10 +122,30 @@ def _encode_library(x):
     return encode(x, E4M3, saturate=True).to(torch.uint8)
 
 
+def _encode_through_fp16(x):
+    return encode_e4m3(x.clamp(-60000, 60000).half().float())
+
+
+def _encode_viewed(x):
+    return encode_e4m3(x.view(-1)).view(x.shape)
+
+
+def _encode_search(x):
+    flat = x.reshape(-1).double()
+    table = torch.tensor([_size(k) for k in range(127)], dtype=torch.float64)
+    size = flat.abs().clamp(max=448.0)
+    low = torch.searchsorted(table, size.nan_to_num(0.0), right=True).clamp(1, 126) - 1
+    below, above = size - table[low], table[low + 1] - size
+    up = (above < below) | ((above == below) & (low % 2 == 1))
+    code = torch.where(flat.isnan(), 127, low + up.long())
+    return (code + 128 * torch.signbit(flat).long()).to(torch.uint8).reshape(x.shape)
+
+
 @exercise(
     "fp8-encode",
     solution=encode_e4m3,
     notebook="08_fp8_numbers",
+    forbids=("torch.float8_e4m3fn", "torch.float8_e4m3fnuz"),
     title="Write a byte",
     difficulty=4,
     importance=4,
@@ -206,10 +227,22 @@ def _encode_library(x):
             "Minus zero and negative numbers that round to zero keep their sign bit, code 0x80 "
             "(torch.signbit, not x < 0).",
         ),
+        Mutant(
+            "through_fp16",
+            _encode_through_fp16,
+            "You rounded to float16 on the way. A number just beside a middle becomes the middle "
+            "there, and then goes to the wrong side: round once.",
+        ),
+        Mutant(
+            "layout",
+            _encode_viewed,
+            "Your code needs x to be contiguous: work element by element, or use reshape.",
+        ),
     ],
     alternatives=[
         Alternative("nearest_of_all", _encode_nearest),
         Alternative("bits_of_fp32", _encode_magic),
+        Alternative("search", _encode_search),
     ],
 )
 def check_encode(c):
@@ -230,6 +263,10 @@ def check_encode(c):
         middles = torch.tensor([(values[k] + values[k + 1]) / 2 for k in ks])
         even = torch.tensor([k + k % 2 for k in ks])
         c.equal(c.call(middles).long(), even, label="a tie goes to the even code")
+        odd = torch.where(even == torch.tensor(ks), even + 1, even - 1)
+        beside = torch.nextafter(middles, torch.where(odd > even, torch.inf, 0.0))
+        label = "the float32 number right beside a tie goes to the nearer code"
+        c.equal(c.call(beside).long(), odd, label=label)
     with c.part():
         high = torch.tensor([2.0**p * 1.97 for p in range(-6, 8)])
         label = "rounding up to a power of two carries into the exponent"
@@ -254,6 +291,10 @@ def check_encode(c):
         c.equal(c.call(negative).long(), c.call(-negative).long() + 128, label=label)
         zero = torch.tensor([-0.0, -1e-7])
         c.equal(c.call(zero).long(), torch.tensor([128, 128]), label="-0 and -1e-7 are code 0x80")
+    with c.part():
+        again = c.call(c.strided(x))
+        wanted = torch.where(x < 0, 128, 0) + _nearest(x.abs().flatten().tolist()).view(shape)
+        c.equal(again.long(), wanted, label="numbers that are not contiguous give the same")
 
 
 def _size(code):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from minids3.course.registry import Alternative, Mutant, exercise
@@ -74,6 +76,26 @@ def _power_table(scale):
     return table[torch.searchsorted(table, scale.contiguous())]
 
 
+def _float32_logarithm(scale):
+    return torch.exp2(torch.ceil(torch.log2(scale)))
+
+
+def _viewed(scale):
+    return power_of_two_scale(scale.view(-1)).view(scale.shape)
+
+
+def _power_loop(scale):
+    out = torch.empty(scale.shape)
+    for i, s in enumerate(scale.flatten().tolist()):
+        p = 2.0 ** math.floor(math.log2(s))
+        while p < s:
+            p *= 2
+        while p / 2 >= s:
+            p /= 2
+        out.view(-1)[i] = p
+    return out
+
+
 @exercise(
     "fp8-power-of-two",
     solution=power_of_two_scale,
@@ -138,11 +160,23 @@ def _power_table(scale):
             _power_at_least_one,
             "Small scales became 1. Gradients need scales far below that: powers may be negative.",
         ),
+        Mutant(
+            "float32_logarithm",
+            _float32_logarithm,
+            "In float32 the logarithm of a number right above a power of two is a whole number, "
+            "and ceil leaves it there. frexp takes the exponent from the bits, exactly.",
+        ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs scale to be contiguous: work element by element, or use reshape.",
+        ),
     ],
     alternatives=[
         Alternative("bits", _power_bits),
         Alternative("long_logarithm", _power_log),
         Alternative("table", _power_table),
+        Alternative("loop", _power_loop),
     ],
 )
 def check_power(c):
@@ -171,6 +205,12 @@ def check_power(c):
     with c.part():
         one = torch.tensor([[3e-7]])
         c.equal(c.call(one), torch.tensor([[_by_hand(3e-7)]]), label="a gradient's scale, 3e-7")
+    with c.part():
+        label = "scales that are not contiguous give the same"
+        c.equal(c.call(c.strided(scale)), expected, label=label)
+        label = "the smallest and the largest powers of two, 2^-126 and 2^127, stay"
+        ends = torch.tensor([2.0**-126, 2.0**127])
+        c.equal(c.call(ends), ends, label=label)
 
 
 def _by_hand(scale):

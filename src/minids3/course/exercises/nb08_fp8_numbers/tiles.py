@@ -133,6 +133,31 @@ def _tiles_library(x, tile=128):
     return quantize_ref(x, (1, tile))
 
 
+def _float64_scale(x, tile=128):
+    q, scale = quantize_tiles(x, tile)
+    return q, scale.double()
+
+
+def _tile_built_in(x, tile=128):
+    return quantize_tiles(x, 128 if tile > 40 else 32)
+
+
+def _viewed(x, tile=128):
+    return quantize_tiles(x.view(-1).view(x.shape), tile)
+
+
+def _preallocated(x, tile=128):
+    rows, columns = x.shape
+    scale = torch.ones(rows, -(-columns // tile))
+    q = torch.zeros(x.shape)
+    for j in range(scale.shape[1]):
+        part = x[:, j * tile : (j + 1) * tile].double()
+        most = part.abs().max(1).values
+        scale[:, j] = torch.where(most == 0, 1.0, most / 448)
+        q[:, j * tile : (j + 1) * tile] = (part / scale[:, j, None]).clamp(-448, 448)
+    return q.to(torch.float8_e4m3fn), scale
+
+
 @exercise(
     "fp8-tiles",
     solution=quantize_tiles,
@@ -230,10 +255,26 @@ def _tiles_library(x, tile=128):
             _tiles_not_divided,
             "You computed the scales and did not divide by them before the cast.",
         ),
+        Mutant(
+            "float64_scale",
+            _float64_scale,
+            "Your scales are float64. float32 is asked for: a kernel will read them as such.",
+        ),
+        Mutant(
+            "tile_built_in",
+            _tile_built_in,
+            "You built sizes of tiles in. tile is an argument, and any number will do.",
+        ),
+        Mutant(
+            "layout",
+            _viewed,
+            "Your code needs x to be contiguous: use reshape.",
+        ),
     ],
     alternatives=[
         Alternative("loop", _tiles_loop),
         Alternative("scattered", _tiles_scattered),
+        Alternative("preallocated", _preallocated),
     ],
 )
 def check_tiles(c):
@@ -249,6 +290,7 @@ def check_tiles(c):
     c.shape(scale, (rows, 3), "scale")
     with c.part():
         c.dtype(q, torch.float8_e4m3fn, "q")
+        c.dtype(scale, torch.float32, "scale")
         c.close(scale, _scales(x, 128), label="scale is largest magnitude / 448", rtol=1e-6, atol=0)
     with c.part():
         largest = torch.stack([t.float().abs().amax(1) for t in q.split(128, 1)], 1)
@@ -279,6 +321,13 @@ def check_tiles(c):
         narrow = x[:1, :1]
         scale = c.call(narrow)[1]
         c.close(scale, narrow.abs() / 448, label="a single number is a tile", rtol=1e-6, atol=0)
+    with c.part():
+        q, scale = c.call(c.strided(x), 48)
+        c.shape(
+            scale, (rows, -(-columns // 48)), label="tile=48 and an x that is not contiguous work"
+        )
+        label = "with the scales of 48 numbers"
+        c.close(scale, _scales(x, 48), label=label, rtol=1e-6, atol=0)
 
 
 def _scales(x, tile):

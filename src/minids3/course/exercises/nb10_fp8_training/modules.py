@@ -82,6 +82,10 @@ def _fp8_pattern(name):
     return re.search(kept, name) is None
 
 
+def _modules_text(name):
+    return str(goes_fp8(name))
+
+
 @exercise(
     "fp8-modules",
     solution=goes_fp8,
@@ -155,6 +159,11 @@ def _fp8_pattern(name):
             _fp8_edges,
             "You spared the first layer. Some recipes do; DeepSeek-V3's does not.",
         ),
+        Mutant(
+            "text",
+            _modules_text,
+            "You returned text. 'False' is true in an if: return True or False.",
+        ),
     ],
     alternatives=[
         Alternative("list", _fp8_list),
@@ -171,8 +180,10 @@ def check_modules(c):
     )
     released = _released(cfg)
     answers = {}
+    gate = c.call("layers.3.mlp.gate")
+    c.true(isinstance(gate, bool), "it returns True or False", f"it returned {gate!r:.40}")
     for name in released:
-        answers[name] = bool(c.call(name))
+        answers[name] = c.call(name)
 
     def agree(label, *parts):
         chosen = [n for n in released if any(p in f".{n}." for p in parts)]
@@ -180,7 +191,9 @@ def check_modules(c):
         c.true(not wrong, label, f"{wrong[0]} should be {released[wrong[0]]}" if wrong else "")
 
     with c.part():
-        agree("the projections of attention are in", "_proj.", "kv_a_proj_with_mqa.")
+        agree(
+            "projections are in, of attention and of feed-forwards", "_proj.", "kv_a_proj_with_mqa."
+        )
     with c.part():
         agree("routed experts are in", ".mlp.experts.")
     with c.part():

@@ -98,6 +98,30 @@ def _moments_library(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.1):
     return weight.detach(), state["exp_avg"], state["exp_avg_sq"]
 
 
+def _moments_betas_built_in(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.1):
+    return adamw_step(p, grad, m, v, step, lr, decay=decay)
+
+
+def _moments_decay_built_in(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.1):
+    return adamw_step(p, grad, m, v, step, lr, beta1, beta2)
+
+
+def _moments_decay_without_lr(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.1):
+    return adamw_step(p, grad, m, v, step, lr, beta1, beta2, decay / lr)
+
+
+def _moments_corrected_kept(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.1):
+    new, _, _ = adamw_step(p, grad, m, v, step, lr, beta1, beta2, decay)
+    m = (beta1 * m.float() + (1 - beta1) * grad) / (1 - beta1**step)
+    v = (beta2 * v.float() + (1 - beta2) * grad**2) / (1 - beta2**step)
+    return new, m.bfloat16(), v.bfloat16()
+
+
+def _moments_in_float64(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.1):
+    wide = _expected(p, grad, m, v, step, lr, beta1, beta2, decay)
+    return wide[0].float(), wide[1].to(m.dtype), wide[2].to(v.dtype)
+
+
 @exercise(
     "fp8-moments",
     solution=adamw_step,
@@ -169,10 +193,33 @@ def _moments_library(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.1):
             _moments_not_squared,
             "The second moment averages the gradient's square, not its size.",
         ),
+        Mutant(
+            "betas_built_in",
+            _moments_betas_built_in,
+            "You built 0.9 and 0.95 in. beta1 and beta2 are arguments.",
+        ),
+        Mutant(
+            "decay_built_in",
+            _moments_decay_built_in,
+            "You built 0.1 in. decay is an argument.",
+        ),
+        Mutant(
+            "decay_without_lr",
+            _moments_decay_without_lr,
+            "Your decay is not multiplied by lr: a tenth of the weight is gone in every step. p "
+            "shrinks by the factor 1 - lr * decay.",
+        ),
+        Mutant(
+            "corrected_kept",
+            _moments_corrected_kept,
+            "You returned the corrected moments. What is kept for the next step is m and v "
+            "themselves; the correction is for this step's update only.",
+        ),
     ],
     alternatives=[
         Alternative("lerp", _moments_lerp),
         Alternative("library", _moments_library),
+        Alternative("in_float64", _moments_in_float64),
     ],
 )
 def check_moments(c):
@@ -193,8 +240,20 @@ def check_moments(c):
             f"they are {str(m1.dtype).removeprefix('torch.')} and "
             f"{str(v1.dtype).removeprefix('torch.')}",
         )
-        c.close(m1, expected[1], label="m is the nearest BF16 number", rtol=4.2e-3, atol=0)
-        c.close(v1, expected[2], label="v is the nearest BF16 number", rtol=4.2e-3, atol=0)
+        c.close(
+            m1,
+            expected[1],
+            label="m is the new mean of gradients, to one BF16 step",
+            rtol=4.2e-3,
+            atol=0,
+        )
+        c.close(
+            v1,
+            expected[2],
+            label="v is the new mean of squares, to one BF16 step",
+            rtol=4.2e-3,
+            atol=0,
+        )
     with c.part():
         m, v = (0.1 * c.randn(*shape)).bfloat16(), (0.01 * c.rand(*shape) + 1e-3).bfloat16()
         later = c.call(p, grad, m, v, 7, lr, returns=3)
@@ -210,10 +269,18 @@ def check_moments(c):
         wanted = _expected(p + 3, grad, m, v, 7, 1e-5)[0]
         label = "an update of a hundred-thousandth arrives"
         c.close(moved, wanted, label=label, rtol=2e-7, atol=3e-7)
+    with c.part():
+        options = {"beta1": 0.7, "beta2": 0.99, "decay": 0.4}
+        other = c.call(p, grad, m, v, 4, lr, **options, returns=3)
+        wanted = _expected(p, grad, m, v, 4, lr, **options)
+        label = "other betas, another decay: the weight"
+        c.close(other[0], wanted[0], label=label, rtol=1e-5, atol=2e-6)
+        c.close(other[1], wanted[1], label="and m", rtol=4.2e-3, atol=1e-5)
+        c.close(other[2], wanted[2], label="and v", rtol=4.2e-3, atol=0)
 
 
-def _expected(p, grad, m, v, step, lr):
+def _expected(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.1):
     p, grad, m, v = (t.double() for t in (p, grad, m, v))
-    m, v = 0.9 * m + 0.1 * grad, 0.95 * v + 0.05 * grad * grad
-    update = (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
-    return p - lr * 0.1 * p - lr * update, m, v
+    m, v = beta1 * m + (1 - beta1) * grad, beta2 * v + (1 - beta2) * grad * grad
+    update = (m / (1 - beta1**step)) / ((v / (1 - beta2**step)).sqrt() + 1e-8)
+    return p - lr * decay * p - lr * update, m, v
