@@ -26,11 +26,11 @@
 # %% [markdown]
 # ## 15.0 Fifteen of sixteen wait
 #
-# In training, DeepSeek-V3 takes up some 16 bytes for each of its 671
-# billion parameters: weights, gradients, an optimizer's memory. Over
-# 10 terabytes, and a GPU has 80 gigabytes. Experts can be spread over many
-# GPUs (notebook 14). The layers are cut, too: the report puts four or so on
-# each of **16 stages**, one stage to a group of GPUs (TR section 3.2). The
+# In training, DeepSeek-V3 takes up some 14 bytes for each of its 671
+# billion parameters (notebook 10): weights, gradients, the optimizer's
+# memory. That is over 9 terabytes, and a GPU has 80 gigabytes. Experts can
+# be spread over many GPUs (notebook 14). The layers are cut, too: about four
+# to each of **16 stages**, a stage to a group of GPUs (TR section 3.2). The
 # text of a batch goes through stage 0, then 1, and so on to 15, and its
 # gradients come all the way back. That is a **pipeline**. A GPU's place in
 # it is its **rank**.
@@ -568,9 +568,9 @@ for ranks, pieces in ((4, 8), (4, 40), (16, 120)):
 # %% [markdown]
 # The two DualPipes are even here, but one of them holds all weights twice.
 # That was cheap for V3, whose experts are spread over 64 GPUs each (the
-# report says so), and needless all the same: a blog post by the authors of
-# Zero Bubble, *Cut in half*, pointed it out, and DeepSeek's repository took
-# DualPipeV from there. (TR's table lists "2 ×" for the parameters of both.
+# report says so), and needless all the same: *Cut in half*, a blog post of
+# Sea AI Lab, where Zero Bubble comes from, pointed it out, and DeepSeek's
+# repository took DualPipeV from there. (TR's table lists "2 ×" for the parameters of both.
 # A *rank* of DualPipeV holds two stages; as a whole the weights are there
 # once.)
 #
