@@ -78,8 +78,8 @@ viz.token_strip(names(doc[1:-1].tolist()), nats[:-1].tolist(), high=3.0)
 # ## 6.1 Guessing two tokens at once is hard
 #
 # That is not why DeepSeek-V3 has such a module. The report calls it a
-# **training objective** (TR section 2.2): whoever must also predict the token
-# after next gets more to learn from every position, and may plan ahead. It
+# **training objective** (TR section 2.2): a model that must also predict the
+# token after next learns more from every position, and may plan ahead. It
 # "mainly aims to improve the performance of the main model", and the module
 # may be thrown away afterwards; drafting comes second. Drafting is what a
 # small model can show well, so we begin with it, and come back to the report's

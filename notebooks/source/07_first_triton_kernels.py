@@ -271,6 +271,7 @@ _ = check("triton-add", add_unmasked_kernel, dry=True)
 import re
 
 from minids3.kernels.compile import Spec, inspect, matrix
+from tqdm.auto import tqdm
 
 SIGNATURE = {"x_ptr": "*fp32", "y_ptr": "*fp32", "out_ptr": "*fp32",
              "n": "i32"}
@@ -322,7 +323,8 @@ jobs = [Spec(label, add_kernel, SIGNATURE, {"BLOCK": 1024}, divisible=d,
              targets=tuple(GPUS.values()))
         for label, d in (("n = 16 k", ("n",)), ("any n", ()))]
 widths = {(spec.name, names[target]): load_widths(result.ptx)
-          for spec, target, result in matrix(jobs)}
+          for spec, target, result in tqdm(matrix(jobs), "compiling",
+                                           2 * len(GPUS))}
 
 # %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.6, 2.6))

@@ -348,6 +348,7 @@ for m, n, k in ((1, 1, 1), (5, 130, 300), (70, 33, 1000)):
 import dataclasses
 
 from minids3.kernels.compile import Spec, matrix, specs
+from tqdm.auto import tqdm
 
 known = {s.name: s for s in specs("fp8_gemm")}
 mine = Spec("yours", gemm_any_kernel,
@@ -364,11 +365,12 @@ wide = dataclasses.replace(
     constexprs={**large.constexprs, "BLOCK_N": 256, "B_BLOCKS": False})
 jobs = [mine, large, known["fp8_gemm_a100"], known["fp8_gemm_t4"], four,
         wide]
-compiled = {(s.name, t): r for s, t, r in matrix(jobs)}
+compiled = {(s.name, t): r for s, t, r in tqdm(
+    matrix(jobs), "compiling", sum(len(s.targets) for s in jobs))}
 
 # %%
 NAMES = {"sm_75": "T4", "sm_80": "A100", "sm_89": "L4", "sm_90": "H100",
-         "sm_100": "B200"}
+         "sm_100": "B200", "sm_120": "G4"}
 print(f"{'kernel':14}{'GPU':6}tensor-core instruction (times)")
 for (name, target), found in compiled.items():
     if name in ("4 warps", "128 x 256"):

@@ -377,7 +377,7 @@ print(f"a mean of means:                "
 # V3 keeps an **exponential moving average** of its weights beside the run
 # (TR section 3.2.3), in the CPU's memory, where it costs the GPUs nothing.
 # The learning rate makes weights jitter around a good place; their average
-# lies nearer to its middle. So the average tells early how good the model
+# is nearer to its middle. So the average tells early how good the model
 # *will* be once the rate has fallen.
 
 # %% [markdown]
@@ -403,7 +403,7 @@ print(f"a mean of means:                "
 # time instead of saving it.
 #
 # The trainer writes a line per step into `log.jsonl`. `Watch` draws it
-# while it grows; the same picture, standing still, is in the next cell.
+# while it grows; the next cell has it as a figure.
 # **Guess** two things first: how far above the floor will it end? And which
 # of the layers will be the hardest to balance?
 
