@@ -12,6 +12,7 @@ __all__ = ["COMMANDS", "main"]
 # A command's name, how it is called, what it does.
 COMMANDS = {
     "grade": ("minids3 grade", "grade submitted notebooks, or your own with --self"),
+    "book": ("minids3 book", "one gradebook over the notebooks of a term"),
     "release": ("minids3 release", "make the bundle that students get"),
     "guide": ("minids3 guide", "for authors: rewrite the instructor guide"),
     "data": ("python -m minids3.data", "rebuild, verify or show the data"),
@@ -21,7 +22,7 @@ COMMANDS = {
     "bench": ("python -m minids3.bench", "measure against peers"),
     "compile": ("python -m minids3.kernels.compile", "compile kernels for GPUs you do not own"),
 }
-GRADING = ("grade", "release", "guide")
+GRADING = ("grade", "book", "release", "guide")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from minids3.grade.submissions.reading import load
 
 
 def grade_one(task):
-    pristine = job._pristine(task["notebook"])
+    pristine = job._pristine(task)
     answers = merge(pristine, load(Path(task["path"])))
     text = "".join(p.code for p in answers.programs)
     if "BOOM" in text:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,34 @@ scratch, victim = Path(sys.argv[1]), sys.argv[2]
 grants = json.loads(sys.argv[3])
 if sys.argv[4] != "0":
     os.setgroups([]); os.setgid(int(sys.argv[4])); os.setuid(int(sys.argv[4]))
-from minids3.isolation import sandbox
+from minids3.isolation import landlock, sandbox
+if sys.argv[5] != "0":  # as an older kernel
+    landlock.abi = lambda: int(sys.argv[5])
+import array, ctypes, fcntl, signal, struct
+libc = ctypes.CDLL(None, use_errno=True)
+def check(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "refused")
+def datagram(send):
+    a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with a, b:
+        send(a)
+def owner(command, value):
+    a, b = socket.socketpair()
+    with a, b:
+        fcntl.fcntl(a, command, value)
+def ioctl(number, argument=b"\\0" * 8):
+    a, b = socket.socketpair()
+    with a, b:
+        fcntl.ioctl(a, number, argument)
+def talk():
+    a, b = socket.socketpair()
+    with a, b:
+        a.sendall(b"x"); assert b.recv(1) == b"x"
+def descriptor():
+    a, b = socket.socketpair()
+    with a, b:
+        socket.send_fds(a, [b"x"], [0])
 sandbox.enter(scratch, sandbox.Limits(memory_mib=512, file_mib=1), grants, 3)
 def attempt(act):
     try:
@@ -43,15 +71,33 @@ acts = {
     "mount": lambda: os.chroot("."), "source": lambda: open(sandbox.__file__).read(),
     "scratch": lambda: Path("a").write_text("x"), "thread": lambda: threading.Thread().start(),
     "library": lambda: __import__("wave"), "null": lambda: open("/dev/null", "w").write("x"),
+    "datagram": lambda: datagram(lambda a: a.sendto(b"x", sys.argv[6])),
+    "message": lambda: datagram(lambda a: a.sendmsg([b"x"], [], 0, sys.argv[6])),
+    "descriptor": descriptor, "talk": talk,
+    "owner": lambda: owner(fcntl.F_SETOWN, os.getppid()),
+    "owner ex": lambda: owner(15, struct.pack("ii", 1, os.getppid())),
+    "owner's signal": lambda: owner(10, signal.SIGKILL),
+    "notify": lambda: fcntl.fcntl(os.open(".", os.O_RDONLY), 1026, 1),
+    "owner by ioctl": lambda: ioctl(0x8901, struct.pack("i", os.getppid())),
+    "group by ioctl": lambda: ioctl(0x8902, struct.pack("i", os.getppid())),
+    "inode flags": lambda: ioctl(0x40086602),
+    "parent's death": lambda: check(libc.prctl(1, 0, 0, 0, 0)),
+    "dumpable": lambda: check(libc.prctl(4, 1, 0, 0, 0)),
+    "thread's name": lambda: check(libc.prctl(15, b"mine", 0, 0, 0)),
+    "empty it": lambda: os.open(victim, os.O_RDONLY | os.O_TRUNC),
+    "empty a library": lambda: os.open(sandbox.torch_file(), os.O_RDONLY | os.O_TRUNC),
+    "rewrite one's own": lambda: os.open("a", os.O_WRONLY | os.O_TRUNC),
+    "await": lambda: __import__("asyncio").run(__import__("asyncio").sleep(0)),
     "own signal": lambda: os.kill(os.getpid(), 0),
 }
 print(json.dumps({name: attempt(act) for name, act in acts.items()}))
 """
-ALLOWED = {"scratch", "thread", "library", "null", "own signal"}
+ALLOWED = {"scratch", "thread", "library", "null", "own signal", "talk", "thread's name", "await"}
+ALLOWED |= {"rewrite one's own"}
 PRETENDED = {"chmod", "utime"}  # seem to work
 
 
-def probe(tmp_path, uid):
+def probe(tmp_path, uid, abi=0):
     victim = tmp_path / "grades" / "grades.csv"
     victim.parent.mkdir()
     victim.write_text("grades")
@@ -62,11 +108,19 @@ def probe(tmp_path, uid):
     for folder in (tmp_path, scratch, victim.parent):
         folder.chmod(0o777)
     source = Path(sandbox.__file__).parents[2]
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    place = str(tmp_path / "listener")
+    listener.bind(place)
+    os.chmod(place, 0o777)
+    listener.settimeout(0.2)
+    arguments = [scratch, victim, json.dumps(sandbox.granted()), str(uid), str(abi), place]
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, scratch, victim, json.dumps(sandbox.granted()), str(uid)],
+        [sys.executable, "-c", PROBE, *arguments],
         capture_output=True, text=True, env={"PYTHONPATH": str(source), "PATH": os.defpath},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    with pytest.raises(TimeoutError), listener:
+        listener.recv(10)
     assert victim.read_text() == "grades"
     after = os.stat(victim)
     assert (after.st_mode, after.st_mtime) == (before.st_mode, before.st_mtime)
@@ -75,7 +129,8 @@ def probe(tmp_path, uid):
 
 @needs
 @pytest.mark.parametrize("uid", [0, 65534])
-def test_the_sandbox_holds(tmp_path, uid):
+@pytest.mark.parametrize("abi", [0, 1, 3, 5])  # 0: this kernel's own Landlock
+def test_the_sandbox_holds(tmp_path, uid, abi):
     if uid and os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
     python = Path(sys.executable).resolve()
@@ -84,7 +139,7 @@ def test_the_sandbox_holds(tmp_path, uid):
     for path in tmp_path.parents:
         if path.name.startswith("pytest-"):
             path.chmod(0o755)
-    told = probe(tmp_path, uid)
+    told = probe(tmp_path, uid, abi)
     assert {name for name, outcome in told.items() if outcome == "done"} == ALLOWED | PRETENDED, (
         told
     )

@@ -32,6 +32,8 @@ STATUSES = (
     "forbidden",  # calls what the exercise asks to write; no points until somebody has looked
     "grader error",  # our fault: never a zero, somebody has to look
     "needs a human",
+    "decided",  # by a person, who may have changed the points
+    "excused",  # by a person: it does not count
 )
 LOOK = "for a human: "  # begins a note that asks for a look and costs no points
 
@@ -64,7 +66,8 @@ class Program:
     status: str = "answered"  # or "stub" or "missing"
     found_by: str = ""  # "grade_id", "cell id", "marker", "name", "place" or ""
     problems: tuple[str, ...] = ()
-    newer: str = ""  # why its code may be that of a newer Python than this one; "" if it runs here
+    human: str = ""  # why a person has to judge it, such as a newer Python's syntax; "" if none
+    points: float = -1.0  # what the notebook says it is worth; below 0: what the exercise says
 
     @property
     def code(self) -> str:
@@ -126,6 +129,7 @@ class ExerciseResult:
     code: str = ""  # what the student wrote
     seeds: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # printed, for student and instructor
+    comment: str = ""  # of the person who decided
 
     def __post_init__(self) -> None:
         """Refuse a status that nobody knows how to show."""
@@ -166,20 +170,40 @@ class SubmissionResult:
     nbval: list[PublicCell] = field(default_factory=list)
     error: str = ""  # a fault of the grader's own that stopped everything
     key: str = ""  # fingerprint of submission, notebook, grader and seed: when to grade again
+    id: str = ""  # the platform's number of the student
+    look: list[str] = field(default_factory=list)  # what a human has to decide about the file
+    comment: str = ""  # of the person who decided, on the whole of it
 
     @property
     def needs_human(self) -> list[str]:
         """Reasons why an instructor has to look, one sentence each; empty if none."""
-        found = [f"grader error: {self.error}"] if self.error else []
+        found = list(self.look)
+        if self.error and any(e.needs_human for e in self.exercises):
+            found.append(f"grader error: {self.error}")
         same = {(e.status, *e.notes[:1]) for e in self.exercises}
         if len(same) == 1 and self.exercises and self.exercises[0].needs_human:
             first = self.exercises[0]  # one reason for all of them, such as a broken file
-            return [*found, *(first.notes[:1] if not found else [])] or [first.status]
+            return [*found, *(first.notes[:1] if not self.error else [])] or [first.status]
         for e in self.exercises:
             if e.needs_human:
                 found.append(f"{e.id}: {e.status}" + (f" ({e.notes[0]})" if e.notes else ""))
             found += [f"{e.id}: {n.removeprefix(LOOK)}" for n in e.notes if n.startswith(LOOK)]
         return found
+
+    @property
+    def undecided(self) -> bool:
+        """Whether an exercise has no points yet: a person has to give them."""
+        return any(e.needs_human for e in self.exercises)
+
+    @property
+    def decided(self) -> bool:
+        """Whether a person has decided on something in it."""
+        return any(e.status in ("decided", "excused") for e in self.exercises)
+
+    @property
+    def excused(self) -> bool:
+        """Whether all of it is excused."""
+        return bool(self.exercises) and all(e.status == "excused" for e in self.exercises)
 
     def total(self) -> SubmissionResult:
         """Add up the exercises into ``points`` and ``max_points``; returns itself."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import resource
 import signal
 import sys
 import sysconfig
@@ -36,6 +35,11 @@ __all__ = [
     "limit_processes",
     "missing",
 ]
+
+try:
+    import resource
+except ImportError:  # no such limits on Windows; ``missing`` says so
+    resource = None  # type: ignore[assignment]
 
 _MIB = 1 << 20
 _FIRST_UID, _UIDS = 61184, 4000  # a range that systems keep for passing users
@@ -155,6 +159,8 @@ def _virtual_size() -> int:
 
 def limit_processes(limits: Limits, memory_mib: int | None = None) -> None:
     """Set resource limits; ``memory_mib`` in the place of this process's size and an allowance."""
+    if resource is None:
+        return
     if sys.platform.startswith("linux"):  # elsewhere an address-space limit stops torch itself
         own = limits.memory_mib * _MIB + _virtual_size()
         _limit(resource.RLIMIT_AS, own if memory_mib is None else memory_mib * _MIB)

@@ -1,8 +1,10 @@
 """A system-call filter (seccomp-bpf through ctypes): no network, no processes, no signals.
 
-Landlock guards files; this guards the rest, on every kernel: sockets, fork and exec, signals to
-others, tracing, namespaces, changing owners and modes (which Landlock leaves alone), memory that
-belongs to no process. A denied call fails with EPERM, so that Python raises an ordinary error.
+Landlock guards files; this guards the rest, on every kernel: sockets, datagrams to an address,
+descriptors handed to others, fork and exec, signals to others (also those that the kernel sends for
+a file's owner), tracing, namespaces, changing owners and modes (which Landlock leaves alone),
+memory that belongs to no process, and the signal that ends a process with its parent. A denied
+call fails with EPERM, so that Python raises an ordinary error.
 Threads stay possible. The filter is a list of what is denied: what a student's arithmetic may need
 is open-ended, what could hurt is not.
 """
@@ -14,6 +16,7 @@ import os
 import platform
 import struct
 import sys
+from collections.abc import Iterable
 
 __all__ = ["available", "deny"]
 
@@ -52,10 +55,23 @@ _CALLS: dict[str, tuple[int | None, int | None]] = {
     "process_mrelease": (448, 448), "kcmp": (312, 272), "fsopen": (430, 430),
     "fsmount": (432, 432), "move_mount": (429, 429), "open_tree": (428, 428),
     "mount_setattr": (442, 442), "fspick": (433, 433), "vhangup": (153, 58), "syslog": (103, 116),
+    "sendmsg": (46, 211), "recvmsg": (47, 212), "sendmmsg": (307, 269), "recvmmsg": (299, 243),
+    "accept": (43, 202), "accept4": (288, 242), "vmsplice": (278, 75),
     "iopl": (172, None), "ioperm": (173, None), "inotify_init": (253, None),
     "inotify_init1": (294, 26), "inotify_add_watch": (254, 27), "setxattrat": (463, 463),
     "removexattrat": (466, 466),
 }  # fmt: skip
+_SENDTO, _FCNTL, _IOCTL, _PRCTL = (44, 206), (72, 25), (16, 29), (157, 167)
+# Who gets a file's signals, and which (SETOWN, SETSIG, SETOWN_EX), leases and notices of changes.
+_FCNTL_DENIED = (8, 10, 15, 1024, 1026)
+# What a terminal, a pipe and a socket are asked for: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO,
+# FIONCLEX, FIOCLEX. All else (owners, flags of inodes, a terminal's input) is refused.
+_IOCTL_ALLOWED = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+_IOCTL_DENIED = (0x8901, 0x8902, 0x5412, 0x40086602, 0x40046602, 0x401C5820)  # a kernel's process
+# SET_PDEATHSIG, SET_DUMPABLE, SET_MM, SET_CHILD_SUBREAPER, SET_PTRACER.
+_PRCTL_DENIED = (1, 4, 35, 36, 0x59616D61)
+_OPEN, _OPENAT, _O_TRUNC, _O_WRITE = (2, None), (257, 56), 0x200, 0x3
+_OPENAT2 = (437, 437)
 _CLONE, _CLONE3, _KILL, _TGKILL, _PRLIMIT = (56, 220), (435, 435), (62, 129), (234, 131), (302, 261)
 
 
@@ -90,10 +106,46 @@ def _own_alone(column: int, refuse: list[bytes], argument: bytes) -> list[bytes]
     return code
 
 
+def _by_argument(number: int, load: bytes, denied: Iterable[int], refuse: bytes) -> list[bytes]:
+    """Return the part that refuses a call where an argument is one of ``denied``."""
+    denied = tuple(denied)
+    tests = [_op(_EQUAL, value, len(denied) - i, 0) for i, value in enumerate(denied)]
+    # A jump past the last test allows; one of the tests that fits lands on the refusal.
+    code = [_op(_EQUAL, number, 0, len(tests) + 3), load, *tests, _op(_RETURN, _ALLOW), refuse]
+    return code
+
+
+def _only(number: int, load: bytes, allowed: Iterable[int], refuse: bytes) -> list[bytes]:
+    """Return the part that refuses a call unless an argument is one of ``allowed``."""
+    allowed = tuple(allowed)
+    tests = [_op(_EQUAL, value, len(allowed) - i, 0) for i, value in enumerate(allowed)]
+    return [_op(_EQUAL, number, 0, len(tests) + 3), load, *tests, refuse, _op(_RETURN, _ALLOW)]
+
+
+def _arguments(column: int, refuse: bytes, kernel: bool) -> list[bytes]:
+    """Return the part that looks at what calls are asked to do, not only at which they are."""
+    second, first = _op(_LOAD, 24), _op(_LOAD, 16)
+    third = _op(_LOAD, 32)
+    code = _by_argument(_FCNTL[column], second, _FCNTL_DENIED, refuse)
+    for number, flags in ((_OPEN[column], second), (_OPENAT[column], third)):
+        if number is not None:  # opened for reading alone, a file is not to be emptied
+            code += [_op(_EQUAL, number, 0, 5), flags, _op(_SET, _O_TRUNC, 0, 1),
+                     _op(_SET, _O_WRITE, 0, 1), _op(_RETURN, _ALLOW), refuse]  # fmt: skip
+    code += _by_argument(_PRCTL[column], first, _PRCTL_DENIED, refuse)
+    if kernel:
+        return code + _by_argument(_IOCTL[column], second, _IOCTL_DENIED, refuse)
+    code += _only(_IOCTL[column], second, _IOCTL_ALLOWED, refuse)
+    # sendto is how send is called; with an address (both halves of the fifth argument) it is not.
+    code += [_op(_EQUAL, _SENDTO[column], 0, 6), _op(_LOAD, 48), _op(_EQUAL, 0, 0, 3),
+             _op(_LOAD, 52), _op(_EQUAL, 0, 0, 1), _op(_RETURN, _ALLOW), refuse]  # fmt: skip
+    return code
+
+
 # What a notebook's kernel needs: to be started, and to talk to its client over loopback.
 _KERNEL_NEEDS = {
     "fork", "vfork", "execve", "execveat", "socket", "connect", "bind", "listen", "tkill",
-    "sched_setscheduler", "sched_setparam",
+    "sched_setscheduler", "sched_setparam", "sendmsg", "recvmsg", "sendmmsg", "recvmmsg",
+    "accept", "accept4",
     "inotify_init", "inotify_init1", "inotify_add_watch",
 }  # fmt: skip
 
@@ -107,7 +159,9 @@ def _program(kernel: bool) -> bytes:
     if machine == "x86_64":
         code += [_op(_ABOVE, 0x40000000, 0, 1), *refuse]  # the x32 numbers
     free = _KERNEL_NEEDS if kernel else set()
-    code += [_op(_EQUAL, _CLONE3[column], 0, 1), _op(_RETURN, _ERRNO | _ENOSYS)]  # falls back
+    for number in (_CLONE3[column], _OPENAT2[column]):  # callers fall back to the older call
+        code += [_op(_EQUAL, number, 0, 1), _op(_RETURN, _ERRNO | _ENOSYS)]
+    code += _arguments(column, refuse[0], kernel)
     if not kernel:
         code += _own_alone(column, refuse, argument)
     for name, numbers in _CALLS.items():

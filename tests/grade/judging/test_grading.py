@@ -132,7 +132,7 @@ def test_reasons(grader, code, reason):
 
 def test_a_newer_python_s_answer_is_no_zero_but_for_a_human(grader):
     program = program_of(get("mla-choose"), "def count_macs[T](x: T): pass")
-    got = grader.exercise(replace(program, newer="cell 1 is not Python here: type parameters"), 3)
+    got = grader.exercise(replace(program, human="cell 1 is not Python here: type parameters"), 3)
     assert (got.status, got.needs_human) == ("needs a human", True)
     assert "type parameters" in got.notes[0]
     assert got.max_points == get("mla-choose").points

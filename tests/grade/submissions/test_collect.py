@@ -6,7 +6,8 @@ from datetime import datetime
 
 import pytest
 
-from minids3.grade.submissions.collect import Deadlines, collect
+from minids3.grade.submissions.collect import collect
+from minids3.grade.submissions.deadlines import Deadlines
 from minids3.grade.submissions.reading import Unreadable, load, parse
 
 NAME = "03_latent_attention"

@@ -312,8 +312,8 @@ def test_a_newer_python_s_syntax_is_said_to_be_that(pristine, solved, source, wh
         pytest.skip("this Python reads it")
     cell(solved, "answer-mla-choose")["source"] = f"# EXERCISE mla-choose\n{source}"
     answers = merge(pristine, solved)
-    assert why in answers["mla-choose"].newer
-    assert [p.newer for p in answers.programs[:4]] == [""] * 4
+    assert why in answers["mla-choose"].human
+    assert [p.human for p in answers.programs[:4]] == [""] * 4
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python reads it")
@@ -322,8 +322,8 @@ def test_a_helper_in_a_newer_python_s_syntax_makes_the_answer_one_for_a_human(pr
     helper = "def twice[T](x: T) -> T:\n    return 2 * x"
     solved["cells"].insert(place(solved, "answer-mla-choose"), code(helper, id="mine"))
     answers = merge(pristine, solved)
-    assert "type parameters" in answers["mla-choose"].newer
-    assert [p.newer for p in answers.programs[:4]] == [""] * 4
+    assert "type parameters" in answers["mla-choose"].human
+    assert [p.human for p in answers.programs[:4]] == [""] * 4
 
 
 @pytest.mark.parametrize(("version", "newer"), [("3.99.1", True), ("3.8.2", False), ("x", False)])
@@ -331,8 +331,8 @@ def test_the_version_that_the_notebook_tells(pristine, solved, version, newer):
     cell(solved, "answer-mla-choose")["source"] = "# EXERCISE mla-choose\ndef count_macs(:\n"
     solved["metadata"]["language_info"] = {"name": "python", "version": version}
     answers = merge(pristine, solved)
-    assert ("the notebook ran with Python 3.99" in answers["mla-choose"].newer) == newer
-    assert answers["mla-compress"].newer == ""
+    assert ("the notebook ran with Python 3.99" in answers["mla-choose"].human) == newer
+    assert answers["mla-compress"].human == ""
 
 
 def test_loop_variables_of_an_answer_want_no_given_cell(pristine, solved, save):

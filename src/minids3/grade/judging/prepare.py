@@ -7,6 +7,7 @@ from typing import Any
 from minids3.course.hints import source_of
 from minids3.course.registry import Exercise, get
 from minids3.grade.judging import shortcuts
+from minids3.grade.judging.kernels import definitions
 from minids3.grade.records import Program
 from minids3.grade.submissions.reading import cells_of
 from minids3.grade.submissions.slices import python_of
@@ -42,7 +43,9 @@ def load_of(exercise: Exercise, program: Program, rules: dict[str, str]) -> dict
     pieces = [{"kind": "setup", "code": _PRELUDE + (_KERNEL_PRELUDE if exercise.kernel else "")}]
     for id in program.earlier:
         pieces.append({"kind": "library", "code": _with_imports(id)})
-    pieces += [{"kind": p.kind, "code": p.code} for p in program.pieces]
+    for p in program.pieces:
+        own = exercise.kernel and p.kind != "given"
+        pieces.append({"kind": p.kind, "code": definitions(p.code) if own else p.code})
     return {
         "pieces": pieces,
         "name": program.name,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from minids3.course.baselines import earning, most
 from minids3.course.registry import Exercise
-from minids3.course.run import Report, run_check
+from minids3.course.run import Report, solution_labels
 from minids3.grade.judging import shortcuts
 from minids3.grade.judging.oracle import Remote
 from minids3.grade.private import PrivateCheck
@@ -32,7 +32,7 @@ def untouched(exercise: Exercise, program: Program, result: ExerciseResult) -> E
         "stub": "the cell is as it came: nothing was written",
         "missing": "there is no cell for this exercise: it was deleted or renamed",
     }[program.status]
-    labels = [i.label for i in run_check(exercise, exercise.solution, 0).items]
+    labels = solution_labels(exercise, 0)
     share = exercise.points / len(labels)
     result.items = [ItemResult(label, "not reached", "", 0.0, share) for label in labels]
     result.items[0] = ItemResult(labels[0], "no", said, 0.0, share)
@@ -43,16 +43,17 @@ def untouched(exercise: Exercise, program: Program, result: ExerciseResult) -> E
 # points -------------------------------------------------------------------------------------------
 
 
-def _trivial(exercise: Exercise, seed: int) -> set[int]:
-    """Return the numbers of the items that returning the first argument passes."""
-
-    def same(*args: Any, **kwargs: Any) -> Any:
-        return args[0] if args else None
-
-    if exercise.kernel:
-        return set()
-    report = run_check(exercise, same, seed)
-    return {n for n, item in enumerate(report.items) if item.status == "ok"}
+def _earned(
+    exercise: Exercise, passed: set[int], extra: list[tuple[PrivateCheck, Report]]
+) -> set[int]:
+    """Return which items that passed earn their points (``baselines``), private checks' too."""
+    begin = len(solution_labels(exercise, 0))
+    found = earning(exercise, passed)
+    for check, report in extra:
+        own = {n - begin for n in passed if begin <= n < begin + len(report.items)}
+        found |= {n + begin for n in earning(check.of(exercise), own)}
+        begin += len(report.items)
+    return found
 
 
 def score(
@@ -80,16 +81,21 @@ def score(
             result.items.append(ItemResult(label, item.status, item.reason, 0.0, share))
     passed = {n for n, item in enumerate(result.items) if item.status == "ok"}
     whole_mark = len(passed) == len(result.items)
-    if not whole_mark and passed and passed <= _trivial(exercise, 0):
-        result.notes.append("what passes here would pass for any function that returns its input: "
-                            "no points for that")  # fmt: skip
-        passed = set()
+    cap = float(exercise.points)
+    if not whole_mark:
+        cap *= most(exercise, {n for n in passed if n < len(first.items)})
+        earned = _earned(exercise, passed, extra)
+        if passed and not earned:
+            result.notes.append("what passes here would pass for a function that computes nothing: "
+                                "no points for that")  # fmt: skip
+        passed = earned
+    each = min(share, cap / len(passed)) if passed else share
     for n in passed:
-        result.items[n].points = share
-    result.points = float(exercise.points) if whole_mark else round(share * len(passed), 2)
-    failed = next((r.report for r in runs if not r.report.ok), None)
-    if failed is not None:
-        result.diagnosis, result.mutant = failed.diagnosis, failed.mutant
+        result.items[n].points = each
+    result.points = float(exercise.points) if whole_mark else round(each * len(passed), 2)
+    failed = [r.report for r in runs if not r.report.ok]
+    if len({r.mutant for r in failed}) == 1:  # the same mistake with all inputs that show one
+        result.diagnosis, result.mutant = failed[0].diagnosis, failed[0].mutant
     stub = first.stub and first.passed == 0
     result.status = (
         "passed" if whole_mark else "stub" if stub else "partial" if passed else "failed"
@@ -117,11 +123,17 @@ def judge(
     remote: Remote,
     named: list[str],
     own: list[str],
+    foreign: list[str],
 ) -> None:
-    """Take the points of an answer that calls what it should have written."""
+    """Take the points of an answer that calls what it should have written.
+
+    ``foreign`` is what a kernel uses that is not Triton's.
+    """
     called = [n for n in remote.tripped if n not in named]
-    if named or called:
-        reasons = [f"calls {n}, which this exercise asks you to write" for n in [*named, *called]]
+    reasons = [f"calls {n}, which this exercise asks you to write" for n in [*named, *called]]
+    if foreign and result.points:
+        reasons.append(f"a Triton kernel is asked for, and this one uses {', '.join(foreign[:5])}")
+    if reasons:
         result.notes[:0] = reasons
         result.status, result.points = "forbidden", 0.0
         for item in result.items:

@@ -23,7 +23,18 @@ from typing import Any
 from minids3.course.registry import Exercise
 from minids3.grade.process.tripwire import resolve
 
-__all__ = ["INSIDE", "codes", "dotted", "forbidden", "imports", "load_package", "named", "unusual"]
+__all__ = [
+    "INSIDE",
+    "chain",
+    "codes",
+    "dotted",
+    "forbidden",
+    "imports",
+    "load_package",
+    "named",
+    "unusual",
+    "uses",
+]
 
 _OPEN = (
     "minids3.kernels.language",
@@ -41,11 +52,13 @@ _LOOKUPS = {"getattr", "__import__", "import_module", "eval", "exec", "resolve_n
 _UNUSUAL = {
     "ctypes", "gc", "inspect", "os", "socket", "subprocess", "sys", "importlib", "pickle",
     "marshal", "signal", "threading", "multiprocessing", "builtins", "linecache", "resource",
-    "pathlib", "IPython", "atexit",
+    "pathlib", "IPython", "atexit", "cffi", "numba", "scipy", "sklearn", "tensorflow", "jax",
+    "transformers", "flash_attn", "xformers",
 }  # fmt: skip
 _UNUSUAL_NAMES = {
     "eval", "exec", "open", "__import__", "compile", "globals", "vars", "_getframe", "__globals__",
     "__code__", "__subclasses__", "__torch_function__", "__torch_dispatch__", "__builtins__",
+    "_C", "ops", "_jit_get_operation", "_dispatch_call_boxed", "get_objects", "rewritten_fn",
     "_disable_current_modes", "FlopCounterMode", "ast_transformers", "input_transformers_post",
 }  # fmt: skip
 
@@ -195,6 +208,28 @@ def forbidden(exercise: Exercise, given: Iterable[str] = ()) -> dict[str, str]:
     return rules
 
 
+def uses(exercise: Exercise) -> set[str]:
+    """Return the names that the worked solution, or an alternative, takes from its notebook."""
+    fns = [exercise.solution, *(a.fn for a in exercise.alternatives)]
+    return {name for fn in fns for code in codes(getattr(fn, "fn", fn)) for name in code.co_names}
+
+
+# A ready-made function has twins: PyTorch's operators, its functions, its layers and optimizers.
+_TWINS = {
+    "scaled_dot_product_attention": ("scaled_dot_product", "multi_head_attention",
+                                     "multiheadattention", "flex_attention", "flash_attention"),
+    "cross_entropy": ("cross_entropy", "crossentropy", "nll_loss", "nllloss", "kl_div"),
+    "AdamW": ("adam",),
+    "clip_grad_norm_": ("clip_grad", "get_total_norm"),
+}  # fmt: skip
+
+
+def _twins(names: Iterable[str]) -> dict[str, str]:
+    """Return parts of names that are as good as forbidden ones of PyTorch's, with those."""
+    last = {n.rpartition(".")[2]: n for n in names if n.startswith("torch.")}
+    return {part: last[n] for n, parts in _TWINS.items() if n in last for part in parts}
+
+
 # reading a student's code -------------------------------------------------------------------------
 
 
@@ -205,7 +240,8 @@ def _parse(code: str) -> ast.AST:
         return ast.Module(body=[], type_ignores=[])
 
 
-def _chain(node: ast.AST) -> str:
+def chain(node: ast.AST) -> str:
+    """Return the dotted name that an expression is, or an empty string."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -217,8 +253,7 @@ def _mentions(tree: ast.AST, bound: dict[str, str]) -> Iterator[str]:
     """Yield dotted names that the code mentions, aliases resolved."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute | ast.Name):
-            chain = _chain(node)
-            first, _, rest = chain.partition(".")
+            first, _, rest = chain(node).partition(".")
             if first in bound:
                 yield f"{bound[first]}.{rest}" if rest else bound[first]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -234,6 +269,7 @@ def named(own: Iterable[str], given: Iterable[str], rules: dict[str, str]) -> li
             objects[id(place[2])] = name
     strict = {n for n, why in rules.items() if "check" in why or "exercise" in why}
     tails = {n.rpartition(".")[2]: n for n in strict}
+    twins = _twins(strict)
     own = list(own)
     bound = imports([*given, *own])
     found: list[str] = []
@@ -250,15 +286,26 @@ def named(own: Iterable[str], given: Iterable[str], rules: dict[str, str]) -> li
                 add(objects[id(place[2])])
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
-                called = _chain(node.func).rpartition(".")[2]
+                called = chain(node.func).rpartition(".")[2]
                 for arg in [*node.args, *(k.value for k in node.keywords)]:
                     if called in _LOOKUPS and isinstance(arg, ast.Constant):
                         for word in re.findall(r"\w+", str(arg.value)):
                             if word in tails:
                                 add(tails[word])
-            elif _chain(node).startswith("torch.") and getattr(node, "attr", "") in tails:
+                            for name in _twin(word, twins):
+                                add(name)
+            elif chain(node).startswith("torch.") and getattr(node, "attr", "") in tails:
                 add(tails[node.attr])  # type: ignore[attr-defined]  # torch.ops.aten.name
+        for name in _mentions(tree, bound):
+            if name.startswith("torch."):
+                for twin in _twin(name, twins):
+                    add(twin)
     return found
+
+
+def _twin(name: str, twins: dict[str, str]) -> list[str]:
+    """Return the forbidden functions that one of this name does the work of."""
+    return [n for part, n in twins.items() if part in name.lower()]
 
 
 def unusual(own: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import signal
+import stat
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,9 @@ from minids3.grade.process import wire
 from minids3.grade.process.zygote import Zygote
 
 __all__ = ["Child", "ProcessEnded", "TimeLimit"]
+
+
+_NO_ANSWER = "no answer after {:.0f} s. Is there a loop that never ends?"
 
 
 class TimeLimit(Exception):
@@ -35,6 +39,7 @@ class Child:
         self._limits = zygote.limits
         self._pid: int | None = None
         self._starts = 0
+        self._late = False
         self._deadline = time.monotonic() + self._limits.exercise_seconds
         self.tripped: list[str] = []
         self.printed = ""
@@ -52,12 +57,14 @@ class Child:
         Raises:
             ProcessEnded: it has ended too often.
         """
-        if self._starts > self._limits.restarts:
+        if self._late or self._starts > self._limits.restarts:
             raise ProcessEnded(f"not called again: {self.ended[-1]}")
         self._starts += 1
         self._pid, self._channel, self._scratch = self._zygote.fork()
         reply = self.ask({"op": "load", **self._load}, self._limits.load_seconds)
-        self.failed = [f for f in reply.get("failed", []) if isinstance(f, dict)]
+        failed = reply.get("failed")
+        failed = failed[:1000] if isinstance(failed, list) else []
+        self.failed = [f for f in failed if isinstance(f, dict)]
         self._usable = reply.get("callable") is True
         self._kind = str(reply.get("kind"))[:60]
 
@@ -80,12 +87,23 @@ class Child:
         except (OSError, ValueError, IndexError):
             return -1.0
 
+    def _queued(self) -> float:
+        """Return how long the child has waited for a processor, in seconds; -1 if nobody knows."""
+        waits = []
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            for task in os.listdir(f"/proc/{self._pid}/task"):
+                with open(f"/proc/{self._pid}/task/{task}/schedstat", encoding="ascii") as file:
+                    waits.append(int(file.read().split()[1]) / 1e9)
+        return max(waits, default=-1.0)
+
     def _waiter(self, seconds: float) -> Callable[[], None]:
         """Return what waits for an answer: ``seconds`` of the child's own time, on a busy machine.
 
-        By the clock it may be six times as long: a class is graded while other things run.
+        What it spends waiting for a processor is not its own: a class is graded while other things
+        run. By the clock it may be six times as long. One that neither computes nor waits for a
+        processor sleeps, and is given half the time.
         """
-        begin, used = time.monotonic(), self._cpu()
+        begin, used, queued = time.monotonic(), self._cpu(), self._queued()
         end = min(begin + seconds * (1 if used < 0 else 6), self._deadline)
         looked = begin
 
@@ -93,20 +111,29 @@ class Child:
             nonlocal looked
             while not select.select([self._channel], [], [], 0.1)[0]:
                 now = time.monotonic()
-                if now > end or (now > begin + seconds and self._cpu() > used + seconds):
-                    raise TimeLimit(
-                        f"no answer after {min(now - begin, seconds):.0f} s. Is there a loop that "
-                        "never ends?"
-                    )
                 if now > looked + 0.3:
                     looked = now
                     self._look()
+                if now > end:
+                    raise TimeLimit(_NO_ANSWER.format(min(now - begin, seconds)))
+                if now < begin + seconds / 2:
+                    continue
+                spent = self._cpu() - used
+                if spent > seconds:
+                    raise TimeLimit(_NO_ANSWER.format(seconds))
+                idle = now - begin - spent - (self._queued() - queued)
+                if used >= 0 and queued >= 0 and idle > seconds / 2:
+                    raise TimeLimit(
+                        f"no answer after {seconds / 2:.0f} s in which it only waited. Does it "
+                        "sleep, or ask for input?"
+                    )
 
         return wait
 
     def _look(self) -> None:
         """Stop a child that fills the disk or multiplies its threads."""
-        size = count = 0
+        size = self._unlinked()
+        count = 0
         for folder, _, files in os.walk(self._scratch):
             for name in files:
                 with contextlib.suppress(OSError):
@@ -117,6 +144,17 @@ class Child:
         with contextlib.suppress(OSError):
             if len(os.listdir(f"/proc/{self._pid}/task")) > self._limits.threads:
                 raise ProcessEnded("it started too many threads")
+
+    def _unlinked(self) -> int:
+        """Return the bytes in files that the child holds open though their names are gone."""
+        sizes: dict[tuple[int, int], int] = {}
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{self._pid}/fd"):
+                with contextlib.suppress(OSError):
+                    info = os.stat(f"/proc/{self._pid}/fd/{number}")
+                    if stat.S_ISREG(info.st_mode) and info.st_nlink == 0:
+                        sizes[info.st_dev, info.st_ino] = info.st_blocks * 512
+        return sum(sizes.values())
 
     def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Send a request and return the answer; starts the process where needed.
@@ -134,6 +172,7 @@ class Child:
             self._channel.settimeout(None)
             reply = wire.receive(self._channel, self._limits.reply_mib << 20, wait)
         except (TimeLimit, ProcessEnded) as stopped:
+            self._late |= isinstance(stopped, TimeLimit)  # it would be late again, and again
             self.close()
             self.ended.append(str(stopped))
             raise
@@ -142,10 +181,12 @@ class Child:
             reason = self._why(ended.get("status", 0), ended.get("cpu", 0), str(broken))
             self.ended.append(reason)
             raise ProcessEnded(reason) from None
-        for name in reply.get("tripped") or []:
-            if isinstance(name, str) and name[:100] not in self.tripped:
-                self.tripped.append(name[:100])
-        self.printed = (self.printed + str(reply.get("printed", "")))[:4000]
+        tripped, printed = reply.get("tripped"), reply.get("printed")
+        for name in tripped if isinstance(tripped, list) else []:
+            if name in self._load["forbid"] and name not in self.tripped:  # and nothing else
+                self.tripped.append(name)
+        if isinstance(printed, str):
+            self.printed = (self.printed + printed[:4000])[:4000]
         return reply
 
     def _why(self, status: int, cpu: float, broken: str) -> str:

@@ -34,11 +34,30 @@ def counters_in(stack: list[Any]) -> list[MultiplyAdds]:
 
 
 def plain(value: Any) -> Any:
-    """Encode an argument; what has no plain form is our fault, not the student's."""
-    form = wire.encode(value)
+    """Encode an argument that a check passes; what has no plain form is our fault.
+
+    Unless it came from the student's own process: then it is not what the exercise asks for.
+
+    Raises:
+        TypeError: the student's function returned it.
+        GraderFault: the check made it.
+    """
+    form = wire.encode(value, deepest=300)
     if _has_opaque(form):
+        theirs = _opaque_in(value)
+        if theirs is not None:
+            raise TypeError(f"what your function returned holds a {type(theirs).__name__}")
         raise GraderFault(f"a check passes an argument that has no plain form: {value!r:.80}")
     return form
+
+
+def _opaque_in(value: Any) -> wire.Opaque | None:
+    if isinstance(value, wire.Opaque):
+        return value
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    found = map(_opaque_in, value) if isinstance(value, list | tuple | set | frozenset) else ()
+    return next((v for v in found if v is not None), None)
 
 
 def _has_opaque(form: Any) -> bool:
@@ -51,7 +70,8 @@ def _has_opaque(form: Any) -> bool:
 
 def rebuilt(told: dict[str, Any], where: str) -> Exception:
     """Make the exception that the child told of: its name, its nearest built-in kind, its text."""
-    kinds = [k for k in told.get("kinds") or [] if isinstance(k, str)]
+    kinds = told.get("kinds")
+    kinds = [k for k in kinds if isinstance(k, str)] if isinstance(kinds, list) else []
     base = next(
         (b for k in kinds if isinstance(b := vars(builtins).get(k), type)
          and issubclass(b, Exception)), Exception,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import asyncio
 import contextlib
+import inspect
 import io
 import linecache
 import random
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from minids3.grade.process import replay, tripwire, wire
 
-__all__ = ["serve"]
+__all__ = ["execute", "serve", "warm_up"]
 
 _PRINTED = 4000
 _BUILTIN = {
@@ -52,10 +55,29 @@ class _Shell:
         return lambda *args, **kwargs: None
 
 
-def _execute(code: str, name: str, namespace: dict[str, Any]) -> None:
-    """Execute one cell; its source can be shown in a traceback, and be read by Triton."""
+def execute(code: str, name: str, namespace: dict[str, Any]) -> None:
+    """Execute one cell; its source can be shown in a traceback, and be read by Triton.
+
+    As in a notebook, ``await`` may stand at the top level.
+    """
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
-    exec(compile(code, name, "exec", dont_inherit=True), namespace)
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    compiled = compile(code, name, "exec", flags=flags, dont_inherit=True)
+    if compiled.co_flags & inspect.CO_COROUTINE:
+        asyncio.run(eval(compiled, namespace))
+    else:
+        exec(compiled, namespace)
+
+
+def _kernel_types() -> tuple[type, ...]:
+    """Return what Triton makes of a function under its decorators."""
+    try:
+        from triton.runtime.autotuner import Autotuner, Heuristics
+        from triton.runtime.interpreter import InterpretedFunction
+        from triton.runtime.jit import JITFunction
+    except ImportError:
+        return ()
+    return (InterpretedFunction, JITFunction, Autotuner, Heuristics)
 
 
 def _line(error: BaseException, name: str) -> int | None:
@@ -106,7 +128,7 @@ class _Server:
             if piece["kind"] == "answer":
                 self.cell = name
             try:
-                _execute(piece["code"], name, self.namespace)
+                execute(piece["code"], name, self.namespace)
             except BaseException as error:
                 failed.append({"piece": i, "line": _line(error, name), **_told(error)})
         self.fn = self.namespace.get(m["name"])
@@ -184,7 +206,13 @@ class _Server:
 
         if getattr(self.fn, "is_placeholder", False):
             self.fn()
-        kernel = self.fn if hasattr(self.fn, "run") else jit(self.fn)
+        if isinstance(self.fn, types.FunctionType):
+            kernel = jit(self.fn)
+        elif type(self.fn) in _kernel_types():
+            kernel = self.fn
+        else:
+            kind = type(self.fn).__name__[:40]
+            raise TypeError(f"not a Triton kernel, a function under @triton.jit, but a {kind}")
         given, buffers = [], []
         for a in m["args"]:
             if isinstance(a, dict) and "storage" in a:

@@ -83,8 +83,31 @@ def _everywhere(found: Any, trap: Any) -> None:
                     setattr(module, key, trap)
 
 
+def _operators(name: str) -> Iterator[tuple[Any, str]]:
+    """Yield owner and name of PyTorch's operators that do a forbidden function's work."""
+    import torch
+
+    last = name.rpartition(".")[2].strip("_").lower()
+    if not name.startswith("torch.") or len(last) < 6:
+        return
+    owners = (torch, torch._C._nn, torch._C._VariableFunctions, torch.nn.functional)
+    for owner in owners:
+        yield from ((owner, key) for key in dir(owner) if last in key.lower())
+    for key in torch._C._dispatch_get_all_op_names():
+        space, _, plain = key.partition("::")
+        plain = plain.partition(".")[0]
+        if space in ("aten", "prims") and last in plain.lower() and "backward" not in plain:
+            yield getattr(torch.ops, space), plain
+
+
 def install(names: list[str]) -> None:
     """Disarm what ``names`` (dotted) stand for; unknown names are passed over."""
+    for name in names:
+        for owner, key in list(_operators(name)):
+            found = getattr(owner, key, None)
+            if callable(found) and not isinstance(found, type | types.FunctionType):
+                with contextlib.suppress(Exception):
+                    setattr(owner, key, _trap(name))
     for name in names:
         place = resolve(name)
         if place is None:
@@ -94,6 +117,8 @@ def install(names: list[str]) -> None:
         targets = list(_functions(found)) if isinstance(found, type) else [found]
         for target in targets:
             target = getattr(target, "__wrapped__", target)
+            if isinstance(getattr(target, "fn", None), types.FunctionType):
+                target = target.fn  # a Triton kernel, wherever else it is held
             if isinstance(target, types.FunctionType) and not target.__code__.co_freevars:
                 target.__code__ = trap.__code__
                 target.__defaults__ = target.__kwdefaults__ = None

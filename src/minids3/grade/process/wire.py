@@ -27,6 +27,8 @@ __all__ = ["Broken", "Opaque", "decode", "encode", "receive", "send", "tensor_of
 _MALFORMED = (TypeError, LookupError, ValueError, ArithmeticError, MemoryError, RuntimeError)
 _SMALL = 1 << 200  # integers beyond this are nobody's answer
 _DEPTH = 60
+_SMALL_TENSOR = 1 << 16  # bytes
+_ALIKE = 64  # as many members of a set may have one hash: looking them up is quadratic in it
 _PLAIN_DTYPES = {
     str(d).removeprefix("torch."): d
     for d in (
@@ -83,9 +85,9 @@ def _encode_tensor(value: Tensor) -> dict[str, Any]:
     return {"tensor": out}
 
 
-def encode(value: Any, depth: int = 0) -> Any:
-    """Return the plain form of ``value``."""
-    if depth > _DEPTH:
+def encode(value: Any, depth: int = 0, deepest: int = _DEPTH) -> Any:
+    """Return the plain form of ``value``; what lies deeper than ``deepest`` is opaque."""
+    if depth > deepest:
         return {"opaque": "object"}
     if value is None or type(value) in (bool, str):
         return value
@@ -98,20 +100,21 @@ def encode(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Tensor):
         return _encode_tensor(value)
     if type(value) in (list, tuple):
-        return {type(value).__name__: [encode(v, depth + 1) for v in value]}
+        return {type(value).__name__: [encode(v, depth + 1, deepest) for v in value]}
     if type(value) in (set, frozenset):
-        return {"set": [encode(v, depth + 1) for v in value]}
+        return {"set": [encode(v, depth + 1, deepest) for v in value]}
     if isinstance(value, dict):  # an OrderedDict or a Counter is judged as the dict it is
-        return {"dict": [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in value.items()]}
+        pairs = [[encode(v, depth + 1, deepest) for v in pair] for pair in value.items()]
+        return {"dict": pairs}
     if isinstance(value, np.ndarray | np.generic) and value.dtype.str in _ARRAYS:
         data = np.ascontiguousarray(value)
         kind = {"dtype": data.dtype.str, "shape": list(np.shape(value))}
         kind["bytes"] = base64.b64encode(data.tobytes()).decode("ascii")
         return {"scalar" if isinstance(value, np.generic) else "array": kind}
     if isinstance(value, tuple):  # a named tuple
-        return {"tuple": [encode(v, depth + 1) for v in tuple(value)]}
+        return {"tuple": [encode(v, depth + 1, deepest) for v in tuple(value)]}
     if isinstance(value, list):
-        return {"list": [encode(v, depth + 1) for v in list(value)]}
+        return {"list": [encode(v, depth + 1, deepest) for v in list(value)]}
     if isinstance(value, torch.dtype):
         return {"torch": str(value).removeprefix("torch.")}
     if isinstance(value, range):
@@ -119,7 +122,7 @@ def encode(value: Any, depth: int = 0) -> Any:
     if isinstance(value, int | float | str):
         for plain in (int, float, str):
             if isinstance(value, plain):
-                return encode(plain(value), depth + 1)
+                return encode(plain(value), depth + 1, deepest)
     return {"opaque": type(value).__name__}
 
 
@@ -154,7 +157,8 @@ def _restride(t: Tensor, shape: list[int], strides: list[int]) -> Tensor:
         raise Broken("strides that do not fit a shape")
     narrow = [1 if s == 0 else n for n, s in zip(shape, strides, strict=True)]
     span = 1 + sum((n - 1) * s for n, s in zip(narrow, strides, strict=True) if n)
-    if span > 64 * max(t.numel(), 1) + 4096:  # a slice of something far larger
+    ratio = 64 if t.numel() * t.element_size() < _SMALL_TENSOR else 4
+    if span > ratio * max(t.numel(), 1) + 256:  # a slice of something far larger
         return t
     try:
         spare = torch.empty_strided(narrow, strides, dtype=t.dtype)
@@ -172,6 +176,8 @@ def decode(form: Any, make: Callable[[dict[str, Any]], Tensor] = tensor_of, dept
     """
     if depth > 2 * _DEPTH:
         raise Broken("nested too deep")
+    if type(form) is int and abs(form) >= _SMALL:
+        return _opaque("int")
     if form is None or type(form) in (bool, int, float, str):
         return form
     if not isinstance(form, dict) or len(form) != 1:
@@ -179,11 +185,13 @@ def decode(form: Any, make: Callable[[dict[str, Any]], Tensor] = tensor_of, dept
     ((kind, body),) = form.items()
     try:
         if kind in ("list", "tuple", "set"):
-            return {"list": list, "tuple": tuple, "set": set}[kind](
-                decode(v, make, depth + 1) for v in body
-            )
+            values = [decode(v, make, depth + 1) for v in body]
+            if kind == "set":
+                return set(_spread(values))
+            return values if kind == "list" else tuple(values)
         if kind == "dict":
-            return {decode(k, make, depth + 1): decode(v, make, depth + 1) for k, v in body}
+            keys = _spread([decode(k, make, depth + 1) for k, _ in body])
+            return dict(zip(keys, [decode(v, make, depth + 1) for _, v in body], strict=True))
         if kind == "tensor":
             return make(body)
         if kind == "float":
@@ -203,6 +211,15 @@ def decode(form: Any, make: Callable[[dict[str, Any]], Tensor] = tensor_of, dept
     except _MALFORMED as error:
         raise Broken(f"a malformed {kind}") from error
     raise Broken("not a plain value")
+
+
+def _spread(values: list[Any]) -> list[Any]:
+    """Return ``values``, whose hashes must differ: built to collide, they cost hours to look up."""
+    hashes = sorted(map(hash, values))
+    if any(a == b for a, b in zip(hashes, hashes[_ALIKE:], strict=False)) and len(set(
+        map(str, values))) > _ALIKE:  # fmt: skip
+        raise Broken("a set built to be slow")
+    return values
 
 
 def _decode_array(kind: str, body: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ import importlib
 import json
 import os
 import pkgutil
+import shutil
 import signal
 import socket
 import sys
@@ -85,6 +86,11 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     sys.path[:] = [p for p in sys.path if p]
     settings = json.loads(sys.argv[2])
+    with contextlib.suppress(ImportError, ValueError, OSError):  # the grader's limit is not ours
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
     import torch
 
     from minids3.grade.process import runner, wire
@@ -99,7 +105,29 @@ def main() -> None:
 
     gc.collect()
     gc.freeze()
-    wire.send(control, {"ready": True})
+    alive: set[int] = set()
+    try:
+        wire.send(control, {"ready": True})
+        _serve(control, settings, limits, grants, runner, alive)
+    except OSError:
+        pass  # the grader is gone
+    finally:
+        for pid in alive:
+            _end(pid)
+        shutil.rmtree(settings["home"], ignore_errors=True)  # whoever made it may be dead
+
+
+def _serve(
+    control: socket.socket,
+    settings: dict[str, Any],
+    limits: Any,
+    grants: dict[str, list[str]],
+    runner: Any,
+    alive: set[int],
+) -> None:
+    """Fork and end children as the grader asks, until it is gone; ``alive`` are their numbers."""
+    from minids3.grade.process import wire
+
     slot = 0
     while True:
         data, files, *_ = socket.recv_fds(control, 1 << 16, 4)
@@ -114,13 +142,21 @@ def main() -> None:
                 control.close()
                 _child(channel, Path(request["scratch"]), limits, grants,
                        settings["slot"] + slot, settings["isolate"], runner)  # fmt: skip
+            alive.add(pid)
             os.close(channel)
             wire.send(control, {"pid": pid})
         elif request["op"] == "end":
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(request["pid"], signal.SIGKILL)
-            _, status, used = os.wait4(request["pid"], 0)
-            wire.send(control, {"status": status, "cpu": used.ru_utime + used.ru_stime})
+            alive.discard(request["pid"])
+            status, cpu = _end(request["pid"])
+            wire.send(control, {"status": status, "cpu": cpu})
+
+
+def _end(pid: int) -> tuple[int, float]:
+    """Kill and reap a child; return its status and processor time."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    _, status, used = os.wait4(pid, 0)
+    return status, used.ru_utime + used.ru_stime
 
 
 def _child(

@@ -63,6 +63,7 @@ class Zygote:
         settings = {
             "grants": sandbox.granted(hidden, data_folders()),
             "limits": limits.to_dict(),
+            "home": str(self.home),
             "isolate": isolate,
             "kernels": kernels,
             "slot": next(_SLOTS),
@@ -86,7 +87,7 @@ class Zygote:
         Raises:
             GraderFault: it did not get that far.
         """
-        self._control.settimeout(120)
+        self._control.settimeout(600)  # importing takes seconds, on a busy machine minutes
         try:
             wire.receive(self._control)
         except (wire.Broken, OSError) as error:
@@ -110,7 +111,7 @@ class Zygote:
                 request = json.dumps({"op": "fork", "scratch": str(scratch)}).encode()
                 socket.send_fds(self._control, [request], [theirs.fileno()])
                 pid = wire.receive(self._control)["pid"]
-            ours.settimeout(30)
+            ours.settimeout(120)
             hello = wire.receive(ours)
         except (wire.Broken, OSError) as error:
             raise GraderFault(f"no process for a student's code: {error}") from None

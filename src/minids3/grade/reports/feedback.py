@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minids3.grade.records import LOOK, ExerciseResult, ItemResult, SubmissionResult
-from minids3.grade.reports.pages import STATUS, bar, chip, esc, kind_of, number, page
+from minids3.grade.reports.pages import STATUS, bar, chip, esc, kind_of, number, page, worth
 
 __all__ = ["feedback"]
 
@@ -19,9 +19,11 @@ _ABOUT = {
     "and hand in again.",
     "grader error": "Something went wrong on the grader's side. This is not a zero: a person will "
     "look at it.",
-    "forbidden": "This answer uses a function that the exercise asks you to write, so a person has "
-    "to look at it before it counts.",
+    "forbidden": "This answer uses what the exercise asks you to do without, so a person has to "
+    "look at it before it counts.",
     "needs a human": "This could not be graded automatically. A person will look at it.",
+    "decided": "A person has looked at this answer and decided on its points.",
+    "excused": "A person has excused you from this exercise: it does not count.",
 }
 
 
@@ -42,8 +44,9 @@ def _total(result: SubmissionResult) -> str:
     points, most = number(result.points), number(result.max_points)
     parts = [(kind_of(e), e.points) for e in result.exercises]
     late = f' <span class="chip some">{esc(result.late)}</span>' if result.late else ""
+    far = " so far" if result.undecided else ""
     return (
-        f'<div class="total"><b>{points}</b> <span class="soft">of {most} points</span>{late}'
+        f'<div class="total"><b>{points}</b> <span class="soft">of {most} points{far}</span>{late}'
         f"</div>\n{bar(parts, result.max_points, f'{points} of {most} points')}\n"
         f"<p>{esc(_sentence(result))}</p>"
     )
@@ -72,16 +75,17 @@ def _sentence(result: SubmissionResult) -> str:
 
 
 def _problems(result: SubmissionResult) -> str:
+    said = _box("look", "From the person who looked", [result.comment]) if result.comment else ""
     if not result.problems:
-        return ""
+        return said
     lines = "".join(f"<p>{esc(p)}</p>" for p in result.problems)
-    return f'<div class="box some some"><b>About your file</b>{lines}</div>'
+    return f'{said}<div class="box some"><b>About your file</b>{lines}</div>'
 
 
 def _overview(result: SubmissionResult) -> str:
     rows = "".join(
         f'<tr><td><a href="#{esc(e.id)}">{esc(e.title)}</a></td><td>{chip(e.status)}</td>'
-        f'<td class="num">{number(e.points)} of {number(e.max_points)}</td></tr>'
+        f'<td class="num">{worth(e)}</td></tr>'
         for e in result.exercises
     )
     return (
@@ -91,15 +95,16 @@ def _overview(result: SubmissionResult) -> str:
 
 
 def _exercise(e: ExerciseResult) -> str:
-    done = e.status == "passed"
+    done = e.status in ("passed", "excused")
     parts = [
         f'<section class="card" id="{esc(e.id)}">',
         f'<div class="head"><h2>{esc(e.title)}</h2><span class="id">{esc(e.id)}</span>'
-        f'{chip(e.status)}<span class="points">{number(e.points)} of {number(e.max_points)}'
-        "</span></div>",
+        f'{chip(e.status)}<span class="points">{worth(e)}</span></div>',
     ]
     if e.status in _ABOUT:
         parts.append(_box(STATUS[e.status][0], "What this means", [_ABOUT[e.status]]))
+    if e.comment:
+        parts.append(_box("look", "From the person who looked", [e.comment]))
     if e.diagnosis and not done:
         parts.append(_box("no", "What probably happened", [e.diagnosis]))
     if e.items and e.status not in ("stub", "missing"):

@@ -7,13 +7,11 @@ submission, the notebook, the exercises with their checks, the grader, the seed 
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,10 @@ from typing import Any
 import minids3
 from minids3.grade.files import write
 from minids3.grade.records import ExerciseResult, SubmissionResult
-from minids3.grade.submissions.collect import Submission
+from minids3.grade.reports.decisions import Decisions
+from minids3.grade.submissions.collect import Collected, Submission
 from minids3.grade.submissions.pristine import Pristine
+from minids3.grade.tables import clean, csv_text, safe
 
 __all__ = ["Gradebook", "Options", "choose_seed", "file_names"]
 
@@ -41,6 +41,8 @@ class Options:
     private: Path | None = None
     hidden: tuple[Path, ...] = ()
     nbval: bool = False
+    exercises: dict[str, float | None] = field(default_factory=dict)  # those that count, if not all
+    limits: dict[str, float] = field(default_factory=dict)  # that differ from the usual ones
 
 
 def file_names(students: Iterable[str]) -> dict[str, str]:
@@ -50,7 +52,8 @@ def file_names(students: Iterable[str]) -> dict[str, str]:
     for student in students:
         name = re.sub(r"[^\w.-]+", "_", student).strip("._")[:80] or "student"
         if name.casefold() in taken or name != student[:80]:
-            name = f"{name}-{hashlib.sha256(student.encode()).hexdigest()[:8]}"
+            digest = hashlib.sha256(student.encode("utf-8", "replace")).hexdigest()
+            name = f"{name}-{digest[:8]}"
         taken.add(name.casefold())
         names[student] = name
     return names
@@ -103,7 +106,9 @@ class Gradebook:
         private = self.options.private
         kept = _digest(private.rglob("*.py")) if private else ""
         parts = [self.pristine.digest, grader_digest(self.pristine.name), self.options.seed]
-        self._common = json.dumps([*parts, self.options.isolate, self.options.nbval, kept])
+        o = self.options
+        parts += [self.pristine.points, o.isolate, o.nbval, kept, o.limits]
+        self._common = json.dumps(parts, sort_keys=True)
 
     # what is to do -----------------------------------------------------------------------------
 
@@ -112,8 +117,14 @@ class Gradebook:
         text = submission.path.read_bytes() if submission.path else b""
         return hashlib.sha256(self._common.encode() + b"\0" + text).hexdigest()
 
-    def resume(self, submissions: list[Submission]) -> list[Submission]:
-        """Take over the grades that still hold, and return what is left to grade."""
+    def resume(
+        self, submissions: list[Submission], students: Collection[str] = (), force: bool = False
+    ) -> list[Submission]:
+        """Take over the grades that still hold, and return what is left to grade.
+
+        Where ``students`` are named, only theirs are left, and the others' grades stay as they are.
+        ``force`` leaves what is graded already, too.
+        """
         names = file_names(s.student for s in submissions)
         left = []
         for s in submissions:
@@ -121,10 +132,12 @@ class Gradebook:
                 self.results[s.student] = _nothing(s, self.pristine, self.options.seed)
                 continue
             known = _read(self._place(names[s.student]))
+            meant = not students or s.student in students
             # A fault of the grader's is tried again.
-            if known and known.key == self.key(s) and not known.error and not _faulty(known):
+            holds = known and known.key == self.key(s) and not known.error and not _faulty(known)
+            if known and (not meant or (holds and not force)):
                 self.results[s.student] = known
-            else:
+            elif meant:
                 left.append(s)
         return left
 
@@ -133,6 +146,7 @@ class Gradebook:
         o = self.options
         return {
             "student": submission.student,
+            "id": submission.id,
             "path": str(submission.path),
             "notebook": str(self.path),
             "seed": o.seed,
@@ -140,6 +154,8 @@ class Gradebook:
             "private": str(o.private) if o.private else "",
             "hidden": [str(p) for p in o.hidden],
             "nbval": o.nbval,
+            "exercises": o.exercises,
+            "limits": o.limits,
         }
 
     # what is kept ------------------------------------------------------------------------------
@@ -153,8 +169,10 @@ class Gradebook:
         self.results[submission.student] = result
         write(self._place(name), json.dumps(result.to_dict(), indent=1) + "\n")
 
-    def finish(self, submissions: list[Submission], late: dict[str, str]) -> list[SubmissionResult]:
-        """Write grades.csv, grades.json and run.json; return the results in order."""
+    def finish(
+        self, submissions: Collected, late: dict[str, str], decisions: Decisions
+    ) -> list[SubmissionResult]:
+        """Write grades.csv, grades.json and decisions.csv; return the results in order."""
         found = []
         for s in submissions:
             result = self.results.get(s.student)
@@ -163,8 +181,10 @@ class Gradebook:
             result.late = late.get(s.student, "")
             result.problems = list(dict.fromkeys([*s.problems, *result.problems]))
             result.remarks = [*s.remarks, *_against_nbval(result)]
-            found.append(result)
-        write(self.out / "grades.csv", "".join(_table(found, self.pristine)))
+            result.id, result.look = s.id, list(s.look)
+            found.append(decisions.apply(result))
+        decisions.write(found)
+        write(self.out / "grades.csv", _table(found, self.pristine))
         write(
             self.out / "grades.json",
             json.dumps(
@@ -172,6 +192,7 @@ class Gradebook:
                     "notebook": self.pristine.name,
                     "seed": self.options.seed,
                     "submissions": [r.to_dict() for r in found],
+                    "not taken": [[e.place, e.reason] for e in submissions.left],
                 },
                 indent=1,
             )
@@ -221,8 +242,7 @@ def _faulty(result: SubmissionResult) -> bool:
 def _nothing(s: Submission, pristine: Pristine, seed: int) -> SubmissionResult:
     """Return the grade of a student without a notebook that can be read."""
     status = "needs a human" if s.unreadable else "missing"
-    points = {c.exercise: c.points for c in pristine.cells if c.kind == "check"}
-    titles = pristine.titles
+    points, titles = pristine.points, pristine.titles
     made = [
         ExerciseResult(id, titles.get(id, id), 0, points[id], status, notes=s.problems[:1])
         for id in pristine.ids
@@ -232,26 +252,27 @@ def _nothing(s: Submission, pristine: Pristine, seed: int) -> SubmissionResult:
     ).total()
 
 
-def _safe(text: str) -> str:
-    """Keep a spreadsheet from taking a student's text for a formula."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" and text else text
-
-
-def _table(results: list[SubmissionResult], pristine: Pristine) -> Iterator[str]:
-    buffer = io.StringIO()
-    out = csv.writer(buffer, lineterminator="\n")
-    out.writerow(
-        ["student", *pristine.ids, "total", "max", "late", "needs a human", "problems", "file"]
-    )
+def _table(results: list[SubmissionResult], pristine: Pristine) -> str:
+    header = ["student", *pristine.ids, "total", "max", "late", "needs a human", "problems"]
+    rows = [[*header, "file", "id", "comment"]]
     for r in results:
-        points = {e.id: e.points for e in r.exercises}
-        cells = [f"{points.get(id, 0):g}" for id in pristine.ids]
-        row = [_safe(r.student), *cells, f"{r.points:g}", f"{r.max_points:g}", r.late]
-        out.writerow(
+        by_id = {e.id: e for e in r.exercises}
+        cells = [_cell(by_id.get(id)) for id in pristine.ids]
+        total = "" if r.undecided else "EX" if r.excused else f"{r.points:g}"
+        told = (r.needs_human, [*r.problems, *r.remarks])
+        comments = [r.comment, *(f"{e.id}: {e.comment}" for e in r.exercises if e.comment)]
+        rows.append(
             [
-                *row,
-                *(_safe("; ".join(t)) for t in (r.needs_human, [*r.problems, *r.remarks])),
-                _safe(Path(r.path).name),
+                *(safe(r.student), *cells, total, f"{r.max_points:g}", r.late),
+                *(safe("; ".join(t)) for t in told),
+                *(safe(clean(Path(r.path).name)), r.id, safe(" ".join(filter(None, comments)))),
             ]
         )
-    yield buffer.getvalue()
+    return csv_text(rows)
+
+
+def _cell(e: ExerciseResult | None) -> str:
+    """Return an exercise's points; what nobody has decided is no number, least of all 0."""
+    if e is None or e.needs_human:
+        return ""
+    return "EX" if e.status == "excused" else f"{e.points:g}"

@@ -12,7 +12,7 @@ from string import Template
 
 from minids3.grade.records import ExerciseResult
 
-__all__ = ["STATUS", "bar", "chip", "esc", "kind_of", "number", "page"]
+__all__ = ["STATUS", "bar", "chip", "esc", "kind_of", "number", "page", "worth"]
 
 # status -> how it is shown (a colour), in words, as one sign
 STATUS = {
@@ -24,6 +24,8 @@ STATUS = {
     "forbidden": ("look", "needs a look", "?"),
     "grader error": ("look", "grader error", "!"),
     "needs a human": ("look", "needs a look", "?"),
+    "decided": ("some", "decided by a person", "✎"),
+    "excused": ("none", "excused", "–"),
 }
 
 
@@ -55,7 +57,18 @@ def bar(parts: list[tuple[str, float]], whole: float, label: str) -> str:
 
 def kind_of(result: ExerciseResult) -> str:
     """Return the colour of an exercise."""
+    if result.status == "decided":
+        return "ok" if result.points >= result.max_points else "some" if result.points else "no"
     return STATUS[result.status][0]
+
+
+def worth(result: ExerciseResult) -> str:
+    """Return an exercise's points in words; what nobody has decided has none yet."""
+    if result.status == "excused":
+        return "does not count"
+    if result.needs_human:
+        return f"undecided, of {number(result.max_points)}"
+    return f"{number(result.points)} of {number(result.max_points)}"
 
 
 def page(title: str, body: str, shape: str = "") -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 from minids3.grade.records import ExerciseResult, SubmissionResult
-from minids3.grade.reports.pages import STATUS, bar, chip, esc, kind_of, number, page
+from minids3.grade.reports.pages import STATUS, bar, chip, esc, kind_of, number, page, worth
 
 __all__ = ["summary"]
 
@@ -22,16 +23,32 @@ _KINDS = {
 }
 
 
-def summary(results: list[SubmissionResult], title: str, links: dict[str, str]) -> str:
-    """Return the page; ``links`` leads from a student to the feedback page."""
+def summary(
+    results: list[SubmissionResult],
+    title: str,
+    links: dict[str, str],
+    left: Sequence[tuple[str, str]] = (),
+    alike: Sequence[tuple[str, list[str], bool]] = (),
+) -> str:
+    """Return the page.
+
+    Args:
+        results: one per student.
+        title: of the notebook.
+        links: from a student to the feedback page.
+        left: files that were not taken, each with the reason.
+        alike: groups of answers that differ in names alone (see ``judging.likeness``).
+    """
     body = [
         f'<p class="over">Class summary</p>\n<h1>{esc(title)}</h1>',
         _tiles(results),
         _waiting(results, links),
+        _left(left),
         _distribution(results),
         _exercises(results),
         _mistakes(results),
         _items(results),
+        _alike(alike),
         _students(results, links),
         _footer(results),
     ]
@@ -42,6 +59,37 @@ def _handed_in(results: list[SubmissionResult]) -> list[SubmissionResult]:
     return [r for r in results if r.path]
 
 
+def _decided(results: list[SubmissionResult]) -> list[SubmissionResult]:
+    """Those whose points are all there, to count with."""
+    return [r for r in _handed_in(results) if not r.undecided and not r.excused]
+
+
+def _left(left: Sequence[tuple[str, str]]) -> str:
+    if not left:
+        return ""
+    cells = "".join(f"<tr><td>{esc(p)}</td><td>{esc(why)}</td></tr>" for p, why in left)
+    text = "Nobody's work is in the grades because of these. Rename or unpack what should be."
+    table = f'<div class="scroll"><table class="pairs"><tbody>{cells}</tbody></table></div>'
+    return _card("Files that were not taken", text, table)
+
+
+def _alike(groups: Sequence[tuple[str, list[str], bool]]) -> str:
+    if not groups:
+        return ""
+    rows = []
+    for id, students, own in groups[:40]:
+        more = f" and {len(students) - 12} more" if len(students) > 12 else ""
+        names = ", ".join(students[:12]) + more
+        same = " (the workbook's own solution, which is public)" if own else ""
+        rows.append(f"<tr><td><code>{esc(id)}</code></td><td>{esc(names)}{same}</td></tr>")
+    text = (
+        "For you alone. Short functions look alike when they are right, so this proves nothing: "
+        "ask both to change a line, and say which check fails and why."
+    )
+    table = f'<table class="pairs"><tbody>{"".join(rows)}</tbody></table>'
+    return _card("The same but for names", text, f'<div class="scroll">{table}</div>')
+
+
 def _card(head: str, text: str, body: str) -> str:
     said = f'<p class="soft">{text}</p>' if text else ""
     return f'<section class="card"><h2>{esc(head)}</h2>{said}{body}</section>'
@@ -49,14 +97,14 @@ def _card(head: str, text: str, body: str) -> str:
 
 def _tiles(results: list[SubmissionResult]) -> str:
     there = _handed_in(results)
-    totals = [r.points for r in there]
+    totals = [r.points for r in _decided(results)]
     most = max((r.max_points for r in results), default=0.0)
     middle = number(statistics.median(totals)) if totals else "–"
     absent = len(results) - len(there)
     tiles = [
         (str(len(there)), f"graded of {len(results)}" if absent else "submissions, all graded"),
         (middle, f"median of {number(most)} points"),
-        (str(sum(r.points == r.max_points for r in there)), "with full marks"),
+        (str(sum(r.points == r.max_points for r in _decided(results))), "with full marks"),
         (str(sum(bool(r.late) for r in results)), "late"),
         (str(sum(bool(r.needs_human) for r in results)), "need a human"),
     ]
@@ -107,7 +155,7 @@ def _bins(results: list[SubmissionResult], most: float) -> list[tuple[float, flo
 
 
 def _distribution(results: list[SubmissionResult]) -> str:
-    there = _handed_in(results)
+    there = _decided(results)
     most = max((r.max_points for r in results), default=0.0)
     if not there or most <= 0:
         return ""
@@ -162,6 +210,7 @@ def _by_exercise(results: list[SubmissionResult]) -> dict[str, list[ExerciseResu
 
 
 def _mean_share(graded: list[ExerciseResult]) -> float:
+    graded = [e for e in graded if not e.needs_human]
     most = sum(e.max_points for e in graded)
     return sum(e.points for e in graded) / most if most else 0.0
 
@@ -229,14 +278,14 @@ def _students(results: list[SubmissionResult], links: dict[str, str]) -> str:
         cells = "".join(
             f'<span class="{kind_of(e)}" role="img" aria-label="{esc(e.title)}: '
             f'{STATUS[e.status][1]}" title="{esc(e.title)}: {STATUS[e.status][1]}, '
-            f'{number(e.points)} of {number(e.max_points)}">{STATUS[e.status][2]}</span>'
+            f'{worth(e)}">{STATUS[e.status][2]}</span>'
             for e in r.exercises
         )
         late = f'<span class="chip some">{esc(r.late)}</span>' if r.late else ""
         look = chip("needs a human") if r.needs_human else ""
         rows.append(
             f'<tr><td>{_link(r.student, links)}</td><td><span class="cells">{cells}</span></td>'
-            f'<td class="num">{number(r.points)} of {number(r.max_points)}</td>'
+            f'<td class="num">{_points(r)}</td>'
             f"<td>{late} {look}</td></tr>"
         )
     head = (
@@ -244,6 +293,13 @@ def _students(results: list[SubmissionResult], links: dict[str, str]) -> str:
     )
     table = f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
     return _card("Students", "", f'<div class="scroll">{table}</div>')
+
+
+def _points(r: SubmissionResult) -> str:
+    if r.excused:
+        return "excused"
+    far = " so far" if r.undecided else ""
+    return f"{number(r.points)} of {number(r.max_points)}{far}"
 
 
 def _footer(results: list[SubmissionResult]) -> str:

@@ -11,25 +11,31 @@ needs it (``slices``).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minids3.grade.records import Answers, Piece, Program
+from minids3.grade.submissions.collect import find_exercises
 from minids3.grade.submissions.pristine import Given, Pristine
 from minids3.grade.submissions.public import merged_notebook, public_notebook
-from minids3.grade.submissions.reading import MAX_CELLS, cells_of
+from minids3.grade.submissions.reading import MAX_CELLS, MAX_SOURCES, Cell, cells_of
 from minids3.grade.submissions.recognise import Own, recognise
 from minids3.grade.submissions.slices import Statement, needed, newer, quiet
 
 __all__ = ["merge"]
 
+_WRITES = re.compile(r"\s*%%(?:writefile|file)\s+(?:-a\s+)?(\w+)\.py\s*$", re.MULTILINE)
+
 
 def merge(pristine: Pristine, notebook: dict[str, Any]) -> Answers:
     """Return the answers of ``notebook``, a submission's plain JSON, and the merged notebook."""
     problems: list[str] = []
-    cells = [c for c in cells_of(notebook) if c.kind == "code"]
+    everything = cells_of(notebook)
+    cells = [c for c in everything if c.kind == "code"]
     if len(notebook.get("cells", [])) > MAX_CELLS:
         problems.append(f"only the first {MAX_CELLS} cells were read")
+    if sum(len(c.source) for c in everything) >= MAX_SOURCES:
+        problems.append(f"only the first {MAX_SOURCES} characters of its cells were read")
     own = recognise(pristine, cells)
     chosen: dict[str, Own] = {}
     status: dict[str, tuple[str, str, list[str]]] = {}
@@ -41,9 +47,13 @@ def merge(pristine: Pristine, notebook: dict[str, Any]) -> Answers:
         state = "missing" if cell is None else "stub" if stub else "answered"
         status[spec.exercise] = (state, how, notes)
     lost = _lost(own, _version(notebook))
+    texts = [c for c in everything if c.kind != "code"]
     programs = tuple(
         _program(pristine, own, chosen, spec, lost, *status[spec.exercise])
         for spec in pristine.exercises
+    )
+    programs = tuple(
+        replace(p, human=p.human or _elsewhere(pristine, p, texts, problems)) for p in programs
     )
     return Answers(
         pristine.name,
@@ -52,6 +62,20 @@ def merge(pristine: Pristine, notebook: dict[str, Any]) -> Answers:
         public_notebook(pristine, programs),
         tuple(problems),
     )
+
+
+def _elsewhere(pristine: Pristine, program: Program, texts: list[Cell], problems: list[str]) -> str:
+    """Say where else an answer may be that is no code cell, or return ""."""
+    if program.status == "answered":
+        return ""
+    for cell in texts:
+        marks = find_exercises(cell.source, cell.ids, cell.grade_id)
+        written = re.search(rf"^def\s+{program.name}\b", cell.source, re.MULTILINE)
+        if (program.id in marks or written) and not pristine.is_stub(program.id, cell.source):
+            return f"{cell.label} may be the answer, but it is a {cell.kind} cell, which is not run"
+    if program.status == "missing" and problems:
+        return problems[0]
+    return ""
 
 
 def _version(notebook: dict[str, Any]) -> str:
@@ -69,6 +93,14 @@ def _lost(own: list[Own], version: str) -> dict[str, str]:
         if not o.parsed and (why := newer(o.code, version)):
             for name in re.findall(r"^(?:async def|def|class|type)\s+(\w+)", o.code, re.MULTILINE):
                 lost[name] = f"{o.cell.label} is not Python here: {why}"
+        written = re.match(
+            r"\s*%%(?:writefile|file)\s+(?:-a\s+)?(\w+)\.py\s*$", o.cell.source, re.M
+        )
+        if written:  # a module of the student's own, which nothing here writes
+            imported = re.compile(rf"^\s*(?:from|import)\s+{written[1]}\b")
+            for s in (s for o in own for s in o.pool if imported.match(s.text)):
+                why = f"{o.cell.label} writes {written[1]}.py, which is not imported here"
+                lost |= dict.fromkeys(s.binds, why)
     return lost
 
 
@@ -174,10 +206,11 @@ def _program(
     how: str,
     notes: list[str],
 ) -> Program:
+    worth = pristine.points[spec.exercise]
     if state != "answered":
         code = chosen[spec.exercise].code if spec.exercise in chosen else ""
         pieces = (Piece("answer", code, chosen[spec.exercise].cell.label),) if code else ()
-        return Program(spec.exercise, spec.name, pieces, (), state, how, tuple(notes))
+        return Program(spec.exercise, spec.name, pieces, (), state, how, tuple(notes), points=worth)
     answer = chosen[spec.exercise]
     units = [
         _Unit((float(g.number), 0, n), "given", f"given cell {g.number + 1}", s)
@@ -208,7 +241,7 @@ def _program(
         e.exercise for e in pristine.exercises if e.number < spec.number and e.name in names
     )
     why = next((lost[name] for name in sorted({*names, spec.name}) if name in lost), "")
-    return Program(spec.exercise, spec.name, pieces, earlier, state, how, tuple(notes), why)
+    return Program(spec.exercise, spec.name, pieces, earlier, state, how, tuple(notes), why, worth)
 
 
 def _needs(answer: Own, spec: Given) -> set[str]:

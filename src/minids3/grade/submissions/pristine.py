@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ class Pristine:
     notebook: dict[str, Any] = field(repr=False)
     all_cells: tuple[Given | None, ...] = field(repr=False)  # None for text
     digest: str = ""
+    chosen: dict[str, float | None] = field(
+        default_factory=dict
+    )  # exercises that count, if not all
 
     @classmethod
     def read(cls, path: Path) -> Pristine:
@@ -79,7 +82,37 @@ class Pristine:
     @property
     def exercises(self) -> list[Given]:
         """The answers' cells, in order."""
-        return [c for c in self.cells if c.kind == "answer"]
+        found = [c for c in self.cells if c.kind == "answer"]
+        return [c for c in found if c.exercise in self.chosen] if self.chosen else found
+
+    def only(self, chosen: dict[str, float | None]) -> Pristine:
+        """Return the notebook with these exercises alone, with their points where some are given.
+
+        Raises:
+            ValueError: it has no such exercise.
+        """
+        for id in chosen:
+            if id not in self.ids:
+                raise ValueError(
+                    f"{self.name} has no exercise {id!r}; it has {', '.join(self.ids)}"
+                )
+        return replace(self, chosen=dict(chosen))
+
+    @property
+    def points(self) -> dict[str, float]:
+        """What each exercise is worth: by choice, by its check cell, or by the exercise itself."""
+        said = {c.exercise: c.points for c in self.cells if c.kind == "check"}
+        found = {}
+        for id in self.ids:
+            worth = self.chosen.get(id)
+            worth = said.get(id, -1.0) if worth is None else worth
+            found[id] = _registered(id) if worth < 0 else worth
+        return found
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The functions that the exercises ask for, by id."""
+        return {e.exercise: e.name for e in self.exercises}
 
     @property
     def ids(self) -> list[str]:
@@ -129,7 +162,10 @@ def _given(cell: Cell, raw: dict[str, Any], checks: dict[str, int]) -> Given:
     }
     grade = raw["metadata"].get("nbgrader", {})
     if cell.grade_id.endswith("-check"):
-        points = float(grade.get("points", 0))
+        points = grade.get("points", -1)
+        if isinstance(points, bool) or not isinstance(points, int | float) or points > 1e6:
+            raise Unreadable(f"cell {cell.number}: {points!r} are no points")
+        points = float(points)
         checked = cell.grade_id.removesuffix("-check")
         return Given(kind="check", exercise=checked, points=points, **common)
     if not grade.get("solution"):
@@ -146,6 +182,15 @@ def _given(cell: Cell, raw: dict[str, Any], checks: dict[str, int]) -> Given:
         check=checks[cell.grade_id],
         **common,
     )
+
+
+def _registered(id: str) -> float:
+    from minids3.course.registry import get
+
+    try:
+        return float(get(id).points)
+    except (KeyError, ImportError):
+        return 0.0
 
 
 def is_stub(code: str, name: str, given: str = "") -> bool:

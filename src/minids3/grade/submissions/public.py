@@ -35,7 +35,7 @@ def _notebook(pristine: Pristine, programs: tuple[Program, ...], whole: bool) ->
         if given is None or given.kind == "given":
             if whole or (given is not None and given.id == "setup"):
                 cells.append(raw)
-        elif given.kind == "check":
+        elif given.kind == "check" or given.exercise not in by_id:
             cells.append(raw)
         else:
             cells += _answer(by_id[given.exercise], raw, shown, whole)

@@ -18,6 +18,8 @@ __all__ = ["MAX_BYTES", "MAX_CELLS", "Cell", "Unreadable", "cells_of", "load"]
 MAX_BYTES = 200_000_000  # notebooks with all their pictures
 MAX_CELLS = 3_000
 MAX_SOURCE = 200_000  # characters of one cell; an answer has some hundred
+MAX_SOURCES = 2_000_000  # of all cells together
+_MAX_COMMAS, _MAX_BRACKETS = 5_000_000, 1_000_000  # each is a value, and some 50 bytes of memory
 
 
 class Unreadable(ValueError):
@@ -70,10 +72,14 @@ def parse(raw: bytes) -> dict[str, Any]:
     """
     if not raw.strip():
         raise Unreadable("is empty")
+    if raw.startswith(b"PK\x03\x04"):
+        raise Unreadable("is a zip archive under a notebook's name")
+    if raw.count(b",") > _MAX_COMMAS or raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS:
+        raise Unreadable("holds millions of values; clear its outputs and send it again")
     text = _decode(raw)
     try:
         data, _ = json.JSONDecoder().raw_decode(text.lstrip())  # what follows it is no matter
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, MemoryError) as error:
         if "<<<<<<<" in text and ">>>>>>>" in text:
             raise Unreadable("holds the marks of an unfinished git merge") from None
         where = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
@@ -90,6 +96,13 @@ def _decode(raw: bytes) -> str:
     return raw.decode("utf-8", errors="replace")
 
 
+def _whole(text: str) -> str:
+    """Return ``text`` with half characters (lone surrogates) joined or replaced."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _raw_cells(data: dict[str, Any]) -> Any:
     """Return the list of cells; format 3 kept it in worksheets."""
     if "cells" not in data and isinstance(data.get("worksheets"), list):
@@ -101,6 +114,7 @@ def _raw_cells(data: dict[str, Any]) -> Any:
 def cells_of(notebook: dict[str, Any]) -> list[Cell]:
     """Return the notebook's cells; what is malformed in one of them is left out."""
     found = []
+    room = MAX_SOURCES
     for number, raw in enumerate(_raw_cells(notebook)[:MAX_CELLS], 1):
         if not isinstance(raw, dict):
             continue
@@ -110,7 +124,9 @@ def cells_of(notebook: dict[str, Any]) -> list[Cell]:
             source = "".join(s for s in source if isinstance(s, str))
         if not isinstance(source, str) or kind not in ("code", "markdown", "raw"):
             continue
-        source = source.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+        source = source[: min(MAX_SOURCE, room)]
+        room -= len(source)
+        source = _whole(source.replace("\r\n", "\n").replace("\r", "\n").replace("\0", ""))
         metadata = raw.get("metadata")
         metadata = metadata if isinstance(metadata, dict) else {}
         nbgrader = metadata.get("nbgrader")
@@ -120,9 +136,9 @@ def cells_of(notebook: dict[str, Any]) -> list[Cell]:
             Cell(
                 number,
                 kind,
-                source[:MAX_SOURCE],
-                tuple(dict.fromkeys(i for i in ids if isinstance(i, str) and i)),
-                grade_id if isinstance(grade_id, str) else "",
+                source,
+                tuple(dict.fromkeys(_whole(i) for i in ids if isinstance(i, str) and i)),
+                _whole(grade_id) if isinstance(grade_id, str) else "",
             )
         )
     return found

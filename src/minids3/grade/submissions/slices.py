@@ -25,6 +25,8 @@ _BY_STRING = {"globals", "eval", "exec", "vars", "locals"}
 _MODULES = {"torch", "F", "np", "math", "plt", "random", "nn"}  # calls of theirs change no name,
 _SETTINGS = ("manual_seed", "seed", "set_", "use_")  # but for these
 _BODY_MAGICS = {"time", "timeit", "capture", "prun"}  # their cell is Python
+_LINE_MAGIC = re.compile(r"^([ \t]*)[%!?].*$", re.MULTILINE)
+_MANY = 60
 _LONG_LINE = 10_000  # Python 3.12.1's tokenizer copies the line for each of its tokens
 # Syntax by the version that brought it. A grader's Python may be older than a student's.
 _NEWER = (
@@ -101,6 +103,8 @@ def python_of(source: str) -> str:
         pass
     if any(len(line) > _LONG_LINE for line in source.splitlines()):
         return source
+    if len(_LINE_MAGIC.findall(source)) > _MANY:  # IPython's own way is quadratic in them
+        return _LINE_MAGIC.sub(r"\1pass", source)
     try:
         text = _transformed(source)
         tree = ast.parse(text)
