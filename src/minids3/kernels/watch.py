@@ -97,25 +97,26 @@ def watching(tensors: Sequence[Any], names: Sequence[str]) -> Iterator[Watch]:
         for r in ranges:
             low, high = (r.low, r.high) if verb == "reads" else (r.storage_low, r.storage_high)
             good |= (at >= low) & (at + size <= high)
-        mask = np.broadcast_to(mask, at.shape)
+        mask = np.broadcast_to(mask, at.shape).astype(bool)
         if bad := (mask & ~good).any():
             seen.faults.append(_told(ranges, int(at[mask & ~good].flat[0]), verb))
-        return np.ascontiguousarray(mask & good) if bad else mask
+        return mask & good if bad else mask
 
     def load(ptrs: Any, mask: Any, other: Any, *rest: Any, **more: Any) -> Any:
         kind = ptrs.get_element_ty()
         plain = np.dtype(_get_np_dtype(kind))
-        wanted = mask.data
-        if other is None:
+        wanted = np.broadcast_to(mask.data, ptrs.data.shape).astype(bool)
+        # For a single number the interpreter drops other=0 itself, so nothing can be said there.
+        if other is None and ptrs.data.size > 1:
             other = TensorHandle(_undefined(ptrs.data.shape, plain), kind)
-            seen.idle |= not bool(np.all(wanted))
+            seen.idle |= not bool(wanted.all())
         real = inside(ptrs.data, wanted, "reads", plain.itemsize)
-        if real is not wanted and not np.array_equal(real, np.broadcast_to(wanted, real.shape)):
-            lost = np.broadcast_to(wanted, real.shape) & ~real
-            filled = np.where(lost, _undefined(real.shape, plain), other.data)
-            other = TensorHandle(np.ascontiguousarray(filled.astype(plain)), kind)
-        mask = TensorHandle(np.ascontiguousarray(real), mask.dtype)
-        return original_load(ptrs, mask, other, *rest, **more)
+        lost = wanted & ~real
+        if lost.any():
+            filler = 0 if other is None else other.data
+            filled = np.where(lost, _undefined(real.shape, plain), filler).astype(plain)
+            other = TensorHandle(np.ascontiguousarray(filled), kind)
+        return original_load(ptrs, TensorHandle(real, mask.dtype), other, *rest, **more)
 
     def store(ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
         size = np.dtype(_get_np_dtype(ptrs.get_element_ty())).itemsize

@@ -98,6 +98,20 @@ def _add_strides(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
         tl.store(out_ptr + i, y + x, mask=i < n)
 
 
+def _load_unmasked(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, tl.load(x_ptr + i) + tl.load(y_ptr + i), mask=i < n)
+
+
+def _both_masks(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    start = tl.program_id(0) * BLOCK
+    i = start + tl.arange(0, BLOCK)
+    inside = (i < n) & (start < n)
+    x = tl.load(x_ptr + i, mask=inside, other=0.0)
+    y = tl.load(y_ptr + i, mask=inside, other=0.0)
+    tl.store(out_ptr + i, x + y, mask=inside)
+
+
 @exercise(
     "triton-add",
     solution=add_kernel,
@@ -163,10 +177,17 @@ def _add_strides(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
             _add_pointer_forgotten,
             "You added x to itself: y is never read.",
         ),
+        Mutant(
+            "load_unmasked",
+            _load_unmasked,
+            "You masked the store and not the loads. They read past the end of x and y, which on "
+            "a GPU is an error, or somebody else's numbers.",
+        ),
     ],
     alternatives=[
         Alternative("moved_pointers", _add_moved_pointers),
         Alternative("strides", _add_strides),
+        Alternative("both_masks", _both_masks),
     ],
 )
 def check_add(c):

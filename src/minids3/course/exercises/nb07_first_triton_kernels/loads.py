@@ -82,6 +82,26 @@ def _loads_groups(ptx):
     return [int(m[1] or 1) * int(m[2]) // 8 for m in found]
 
 
+def _all_digits(ptx):
+    widths = []
+    for opcode in re.findall(r"\bld\.global[\w.:]*", ptx):
+        numbers = re.findall(r"\d+", re.sub(r"L\d::\w+", "", opcode.replace("L2::128B", "128")))
+        width = 1
+        for n in numbers:
+            width *= int(n)
+        widths.append(width // 8)
+    return widths
+
+
+def _fractions(ptx):
+    return [width / 1 for width in load_widths(ptx)]
+
+
+def _unpredicated(ptx):
+    lines = [line.strip() for line in ptx.splitlines()]
+    return load_widths("\n".join(line for line in lines if line.startswith("ld.")))
+
+
 @exercise(
     "ptx-loads",
     solution=load_widths,
@@ -139,6 +159,23 @@ def _loads_groups(ptx):
             _loads_masked_only,
             "You kept only lines with a predicate (@%p). A load without a mask has none.",
         ),
+        Mutant(
+            "all_digits",
+            _all_digits,
+            "You multiplied every number in the opcode. A hint such as L2::128B has one, too: "
+            "only the vector's length and the type count.",
+        ),
+        Mutant(
+            "fractions",
+            _fractions,
+            "You returned floats. Bytes are whole numbers: divide with //.",
+        ),
+        Mutant(
+            "unpredicated",
+            _unpredicated,
+            "You missed loads under a predicate: their lines begin with '@%p1 ', and the opcode "
+            "comes after it.",
+        ),
     ],
     alternatives=[
         Alternative("lines", _loads_lines),
@@ -179,3 +216,15 @@ def check_loads(c):
         c.equal(c.call(one), [16], label="four numbers of 32 bits are 16 bytes")
     with c.part():
         c.equal(c.call("ret;"), [], label="a text without loads")
+    with c.part():
+        hints = (
+            ("L2::128B.v2.b32", 8),
+            ("L1::no_allocate.L2::256B.v4.b16", 8),
+            ("L2::cache_hint.b64", 8),
+        )
+        text = "\n".join(f"ld.global.{name} {{ %r1 }}, [ %rd1 ];" for name, _ in hints)
+        c.equal(
+            c.call(text),
+            [w for _, w in hints],
+            label="hints with numbers of their own, as L2::128B",
+        )

@@ -144,6 +144,38 @@ def _rms_scaled_first(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl
     tl.store(rstd_ptr + row, 1.0 / rms)
 
 
+def _rstd_without_eps(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl.constexpr):
+    row, col = tl.program_id(0), tl.arange(0, BLOCK)
+    inside = col < n_cols
+    at = row * n_cols + col
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + col, mask=inside, other=0.0)
+    mean = tl.sum(x * x, 0) / n_cols
+    tl.store(rstd_ptr + row, 1.0 / tl.sqrt(mean))
+    tl.store(y_ptr + at, x / tl.sqrt(mean + eps) * weight, mask=inside)
+
+
+def _no_other(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl.constexpr):
+    row, col = tl.program_id(0), tl.arange(0, BLOCK)
+    inside = col < n_cols
+    at = row * n_cols + col
+    x = tl.load(x_ptr + at, mask=inside).to(tl.float32)
+    weight = tl.load(weight_ptr + col, mask=inside)
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, 0) / n_cols + eps)
+    tl.store(rstd_ptr + row, rstd)
+    tl.store(y_ptr + at, x * rstd * weight, mask=inside)
+
+
+def _weight_unmasked(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl.constexpr):
+    row, col = tl.program_id(0), tl.arange(0, BLOCK)
+    inside = col < n_cols
+    at = row * n_cols + col
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, 0) / n_cols + eps)
+    tl.store(rstd_ptr + row, rstd)
+    tl.store(y_ptr + at, x * rstd * tl.load(weight_ptr + col), mask=inside)
+
+
 @exercise(
     "triton-rms-norm",
     solution=rms_norm_kernel,
@@ -208,6 +240,23 @@ def _rms_scaled_first(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl
             _rms_no_mask,
             "You stored a whole tile of y: the last row's idle lanes lie behind the end.",
         ),
+        Mutant(
+            "rstd_without_eps",
+            _rstd_without_eps,
+            "The rstd you keep has no eps in it. A row of zeros gives inf there, and the backward "
+            "pass nan: keep the very number that y was multiplied by.",
+        ),
+        Mutant(
+            "no_other",
+            _no_other,
+            "The lanes that the mask leaves out are undefined, and they enter the sum of squares. "
+            "Say other=0.0.",
+        ),
+        Mutant(
+            "weight_unmasked",
+            _weight_unmasked,
+            "You loaded the weight without a mask: the lanes past n_cols read past its end.",
+        ),
     ],
     alternatives=[
         Alternative("moved_pointers", _rms_moved_pointers),
@@ -244,6 +293,8 @@ def check_rms_norm(c):
             want = _want(x, weight, eps)[0].to(dtype)
             tolerance = 2e-3 if dtype == torch.float16 else 1e-4
             c.close(y.view, want, label=label, rtol=tolerance, atol=1e-5)
+            rstd_want = _want(x, weight, eps)[1]
+            c.close(rstd.view, rstd_want, label=f"{label}: rstd", rtol=1e-3)
 
 
 def _want(x, weight, eps):

@@ -93,6 +93,22 @@ def _softmax_zeroed(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
     tl.store(out_ptr + at, e * (1.0 / tl.sum(e, 0)), mask=inside)
 
 
+def _load_unmasked(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * n_cols + tl.arange(0, BLOCK)
+    inside = tl.arange(0, BLOCK) < n_cols
+    x = tl.where(inside, tl.load(x_ptr + at), -float("inf"))
+    e = tl.exp(x - tl.max(x, 0))
+    tl.store(out_ptr + at, e / tl.sum(e, 0), mask=inside)
+
+
+def _no_other(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * n_cols + tl.arange(0, BLOCK)
+    inside = tl.arange(0, BLOCK) < n_cols
+    x = tl.load(x_ptr + at, mask=inside)
+    e = tl.exp(x - tl.max(x, 0))
+    tl.store(out_ptr + at, e / tl.sum(e, 0), mask=inside)
+
+
 @exercise(
     "triton-softmax",
     solution=softmax_kernel,
@@ -151,6 +167,18 @@ def _softmax_zeroed(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
             _softmax_first_row,
             "Every program took the first row. Its own begins at tl.program_id(0) * n_cols.",
         ),
+        Mutant(
+            "load_unmasked",
+            _load_unmasked,
+            "You loaded without a mask and put -inf in afterwards. The last row's load reads past "
+            "the end of x: mask it.",
+        ),
+        Mutant(
+            "no_other",
+            _no_other,
+            "The lanes that the mask leaves out are undefined, and they enter the maximum and the "
+            "sum. Say other=-float('inf').",
+        ),
     ],
     alternatives=[
         Alternative("logarithm", _softmax_logarithm),
@@ -178,6 +206,11 @@ def check_softmax(c):
         ("rows of large negative numbers", -200 + c.randn(2, 5), 8),
         ("a row that fills its tile", c.randn(2, 16), 16),
         ("a single column", c.randn(3, 1), 2),
+        (
+            "a score of -inf gets 0",
+            torch.tensor([[0.5, -torch.inf, 1.0], [-torch.inf, 2.0, 0.0]]),
+            4,
+        ),
     ):
         with c.part():
             out = c.guarded(*x.shape)
