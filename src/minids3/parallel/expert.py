@@ -218,7 +218,9 @@ def _encode(x: Tensor, form: Format) -> Tensor:
     if form == "bf16":
         return x.bfloat16()
     numbers, scales = quantize_ref(x, TILE, power_of_two=True)
-    return torch.cat((numbers.view(torch.uint8), scales.contiguous().view(torch.uint8)), 1)
+    # An empty tensor with one tile counts as contiguous whatever its strides are; a clone's are 1.
+    scales = scales.clone(memory_format=torch.contiguous_format)
+    return torch.cat((numbers.view(torch.uint8), scales.view(torch.uint8)), 1)
 
 
 def _decode(rows: Tensor, form: Format, like: Tensor) -> Tensor:
