@@ -18,6 +18,7 @@ __all__ = ["main"]
 
 # Topic -> the package it cannot do without, and how that is installed.
 TOPICS: dict[str, tuple[str, str] | None] = {
+    "experts": None,
     "fp8": None,
     "kernels": ("triton", "triton (on Linux)"),
     "long_context": None,
