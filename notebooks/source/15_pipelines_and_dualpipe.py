@@ -290,10 +290,11 @@ viz.show(timelines(panels), alt=describe_timelines(panels), dpi=84)
 # %% [markdown]
 # Even with no delay the bubble falls from 9 to 6: the rank above no longer
 # waits for a W. With the right delay it is 3. And *more* delay is worse, not
-# better: the holes at the start of the backward half are filled by Ws that
-# are at hand **there**; whoever saves them all up for the end does them all
-# when there is nothing left to fill. Too much put off costs time *and*
-# memory.
+# better. Look where the holes are: late, when no forwards are left and the
+# last gradients come up one by one. *None* has nothing left to fill them
+# with. *All* has plenty, behind the last I, where no hole is. The right
+# delay has just enough waiting in the right place; too much put off costs
+# time *and* memory.
 #
 # The last column is what the name "1P" is about: until W, every rank holds
 # P micro-batches, as much as the first rank of 1F1B. The price is that it is
@@ -464,7 +465,7 @@ SAME_AS = {"dispatch B": "combine", "combine B": "dispatch"}
 PUBLISHED = ("combine B", "attn F", "mlp B", "dispatch F", "dispatch B",
              "mlp W", "mlp F", "attn B", "attn W", "combine F")
 OBVIOUS = ("attn F", "dispatch F", "mlp F", "combine F", "combine B",
-           "mlp B", "mlp W", "dispatch B", "attn B", "attn W")
+           "mlp B", "dispatch B", "attn B", "mlp W", "attn W")
 
 
 def pair_of(order, layers=4, waiting=0.0):
@@ -515,7 +516,7 @@ viz.show(streams(pairs, "ms"), alt=describe_streams(pairs, "ms"), dpi=84)
 # %% [markdown]
 # In the published order the links are never in the way: the pair takes what
 # its computing takes, and 80 ms of transfers cost nothing. In the obvious
-# order, **with the same two streams**, nothing is hidden at all. A stream
+# order, **with the same two streams**, nothing at all is hidden. A stream
 # keeps its order: an attention that waits for its combine holds up the
 # other micro-batch's work behind it. Overlap is not something hardware does
 # for you. It is an order of launch.
@@ -549,10 +550,10 @@ panels = {name: simulate(schedule, costs)
 viz.show(timelines(panels), alt=describe_timelines(panels), dpi=84)
 
 # %% [markdown]
-# This is the whole argument for DualPipe in one picture. Its bubble is not
-# the smallest, its orange and blue boxes lie on top of each other. With
-# eight micro-batches it is ahead of ZBV by a tenth; with V3's 120 the pairs
-# are nearly everything:
+# This is the whole argument for DualPipe in one picture. The white space is
+# not what makes it shorter; it is that blue and orange lie one above the
+# other. With eight micro-batches it is ahead of ZBV by a seventh; with V3's
+# 120 the pairs are nearly everything:
 
 # %% tags=["nbval-check-output"]
 for ranks, pieces in ((4, 8), (4, 40), (16, 120)):
@@ -567,12 +568,12 @@ for ranks, pieces in ((4, 8), (4, 40), (16, 120)):
 
 # %% [markdown]
 # The two DualPipes are even here, but one of them holds all weights twice.
-# That was cheap for V3, whose experts are spread over 64 GPUs each (the
-# report says so), and needless all the same: *Cut in half*, a blog post of
-# Sea AI Lab, where Zero Bubble comes from, pointed it out, and DeepSeek's
-# repository took DualPipeV from there. (TR's table lists "2 ×" for the parameters of both.
-# A *rank* of DualPipeV holds two stages; as a whole the weights are there
-# once.)
+# That was cheap for V3, whose experts are spread over 64 GPUs (the report
+# says so), and needless all the same: *Cut in half*, a blog post of Sea AI
+# Lab, where Zero Bubble comes from, pointed it out, and DeepSeek's
+# repository took DualPipeV from there. (TR's table lists "2 ×" for its
+# parameters. A *rank* of DualPipeV holds two stages, too; but on half as
+# many ranks, so that as a whole the weights are there once.)
 #
 # ## 15.8 For real
 #
@@ -733,7 +734,7 @@ viz.show(fig, dpi=88, alt="Work done per time against the number of "
          "micro-batches on four ranks. 1F1B rises from 0.73 to 0.97, ZB1P "
          "and DualPipeV with nothing hidden from 0.89 to 0.99, ZBV a "
          "little above. DualPipeV with pairs crosses 1 at once and comes "
-         "near 1.4.")
+         "near 1.45.")
 
 # %% tags=["nbval-ignore-output"]
 def play(schedule="dualpipev", ranks=4, micro_batches=8, W=1.0, pair=2.0):

@@ -114,7 +114,7 @@ def streams(panels: Mapping[str, Streams], unit: str = "") -> Figure:
     if not ends or min(ends.values()) <= 0:
         raise ValueError("there is nothing to draw: no panel, or one in which nothing happens")
     rows = [len(panel) for panel in panels.values()]
-    fig = Figure(figsize=(9, 0.9 + sum(0.55 + 0.42 * n for n in rows)), layout="constrained")
+    fig = Figure(figsize=(9, 0.9 + sum(0.55 + 0.6 * n for n in rows)), layout="constrained")
     axes = fig.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=rows)[:, 0]
     kinds: set[str] = set()
     for ax, (title, panel) in zip(axes, panels.items(), strict=True):
@@ -130,9 +130,13 @@ def streams(panels: Mapping[str, Streams], unit: str = "") -> Figure:
                     edgecolor=CARD,
                     linewidth=0.6,
                 )
-                if end - start > 0.008 * len(what) * max(ends.values()):
-                    middle = (start + end) / 2
-                    ax.text(middle, row, what, ha="center", va="center", fontsize=6, color=INK)
+                width = (end - start) / max(ends.values())
+                if width > 0.008:
+                    turned = 0 if width > 0.0055 * len(what) else 90
+                    ax.text(
+                        (start + end) / 2, row, what, ha="center", va="center", rotation=turned,
+                        fontsize=5.5, color=INK,
+                    )  # fmt: skip
         ax.axvline(ends[title], color=COLORS["control"], lw=1)
         ax.set_title(f"{title}: {ends[title]:.4g} {unit}".rstrip(), fontsize=10)
         ax.set_ylim(len(panel) - 0.5, -0.5)
