@@ -7,7 +7,7 @@ from collections import Counter, namedtuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minids3.course.compare import same
@@ -31,6 +31,7 @@ def through(value):
         return wire.decode(wire.receive(b)["value"])
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(PLAIN)
 def test_plain_values_survive(value):
     assert same(through(value), value, 0, 0)
@@ -106,3 +107,34 @@ def test_malformed_messages_are_refused(data):
         a.close()
         with pytest.raises(wire.Broken):
             wire.receive(b)
+
+
+def forms(values):
+    return [wire.encode(v) for v in values]
+
+
+def test_a_set_built_to_be_slow_is_refused():
+    colliding = [k * (2**61 - 1) for k in range(5000)]  # one hash
+    with pytest.raises(wire.Broken, match="slow"):
+        wire.decode({"set": forms(colliding)})
+    with pytest.raises(wire.Broken, match="slow"):
+        wire.decode({"dict": [[wire.encode(k), None] for k in colliding]})
+    many = list(range(100_000))
+    assert wire.decode({"set": forms(many)}) == set(many)
+    assert wire.decode({"set": [1] * 1000}) == {1}
+
+
+def test_a_tensor_swells_little():
+    big = wire.encode(torch.zeros(1 << 16))
+    big["tensor"]["strides"] = [60]
+    assert wire.decode(big).untyped_storage().nbytes() <= 4 * (1 << 18)
+    small = wire.encode(torch.zeros(1))
+    small["tensor"]["strides"] = [4000]
+    assert wire.decode(small).untyped_storage().nbytes() <= 4096
+    x = torch.zeros(4, 6)[:, ::2]
+    assert through(x).stride() == x.stride()
+
+
+def test_numbers_that_were_forged_are_opaque():
+    assert isinstance(wire.decode(10**100), wire.Opaque)
+    assert wire.decode(2**100) == 2**100
