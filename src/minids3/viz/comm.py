@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["copies_map", "describe_copies", "token_copies"]
 
+_PALE = "#BBD9EC"
 Copy = tuple[int, int]
 """From one GPU to another."""
 
@@ -79,11 +80,11 @@ def copies_map(
     for ax, (title, forward) in zip(axes, panels.items(), strict=True):
         infiniband, nvlink = token_copies(experts, home, share, gpus_per_node, forward)
         counts = [experts_on.count(True) for experts_on in _chosen(experts, share, n_gpus)]
-        _squares(ax, counts, home, gpus_per_node)
+        passing = {end for _, end in infiniband} if forward else set()
+        _squares(ax, counts, home, gpus_per_node, passing)
         for pairs, color in ((infiniband, COLORS["control"]), (nvlink, COLORS["floor"])):
             for i, (start, end) in enumerate(pairs):
-                twice = pairs[:i].count((start, end))
-                _arrow(ax, start, end, gpus_per_node, color, twice)
+                _arrow(ax, start, end, gpus_per_node, color, pairs[:i].count((start, end)))
         ax.set_title(
             f"{title}\n{len(infiniband)} over InfiniBand, {len(nvlink)} over NVLink", fontsize=9.5
         )
@@ -92,7 +93,7 @@ def copies_map(
         Line2D([], [], color=COLORS["floor"], label="NVLink"),
         *_marks(),
     ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
+    fig.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8)
     return fig
 
 
@@ -138,13 +139,15 @@ def _chosen(experts: Sequence[int], share: int, n_gpus: int) -> list[list[bool]]
     return [[expert // share == gpu for expert in experts] for gpu in range(n_gpus)]
 
 
-def _squares(ax: Axes, counts: Sequence[int], home: int, gpus_per_node: int) -> None:
-    """A square for every GPU; one that holds chosen experts says how many."""
+def _squares(
+    ax: Axes, counts: Sequence[int], home: int, gpus_per_node: int, passing: set[int]
+) -> None:
+    """A square for every GPU; one with chosen experts says how many, one that forwards is pale."""
     from matplotlib.patches import FancyBboxPatch, Rectangle
 
     for gpu, count in enumerate(counts):
         x, y = divmod(gpu, gpus_per_node)
-        face = COLORS["ours"] if count else CARD
+        face = COLORS["ours"] if count else _PALE if gpu in passing else CARD
         edge = INK if gpu == home else "#B9BBBE"
         width = 2.2 if gpu == home else 0.8
         square = Rectangle((x - 0.28, y - 0.34), 0.56, 0.68, fc=face, ec=edge, lw=width, zorder=2)
@@ -169,12 +172,12 @@ def _squares(ax: Axes, counts: Sequence[int], home: int, gpus_per_node: int) -> 
         side.set_visible(False)
 
 
-def _arrow(ax: Axes, start: int, end: int, gpus_per_node: int, color: str, bend: int) -> None:
-    """An arrow between two GPUs; within a node it is bent, or it would cross squares."""
+def _arrow(ax: Axes, start: int, end: int, gpus_per_node: int, color: str, again: int) -> None:
+    """An arrow between two GPUs, bent so that it lies on no other and, in a node, on no square."""
     from matplotlib.patches import FancyArrowPatch
 
     a, b = divmod(start, gpus_per_node), divmod(end, gpus_per_node)
-    curve = 0.45 if a[0] == b[0] else 0.04 + 0.12 * bend
+    curve = 0.45 if a[0] == b[0] else 0.05 * abs(a[0] - b[0]) + 0.12 * again
     patch = FancyArrowPatch(
         a, b, connectionstyle=f"arc3,rad={curve}", arrowstyle="-|>", mutation_scale=9, color=color,
         lw=1.3, shrinkA=7, shrinkB=7, zorder=3,
@@ -188,4 +191,5 @@ def _marks() -> list[object]:
     return [
         Patch(facecolor=CARD, edgecolor=INK, linewidth=2, label="the token's GPU"),
         Patch(facecolor=COLORS["ours"], label="holds experts it chose, how many"),
+        Patch(facecolor=_PALE, label="passes copies on"),
     ]

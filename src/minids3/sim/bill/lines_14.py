@@ -52,7 +52,7 @@ def line_14() -> Line:
         dollars=PRETRAINING_HOURS * DOLLARS_PER_HOUR,
         without_hours=PRETRAINING_HOURS + hidden,
         leaves_out=(
-            "forwards and backwards that run alone; that the trace's routing is even, and a third "
+            "forwards and backwards that run alone; that the trace's routing is even, and 28 % "
             "of its communication is counting and waiting for others; and the 20 of 132 "
             "multiprocessors that communicate instead of computing"
         ),
