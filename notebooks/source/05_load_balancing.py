@@ -239,14 +239,14 @@ tried = (0.001, 0.01, 0.1, 1.0, 5.0)
 
 # %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7, 2.6))
-ax.bar([str(w) for w in tried], [w * pull for w in tried],
-       color=viz.COLORS["baseline"], width=0.6)
+ax.plot([str(w) for w in tried], [w * pull for w in tried], "o", ms=9,
+        color=viz.COLORS["baseline"])
 ax.axhline(1, color=viz.COLORS["ours"], ls="--")
 ax.annotate("as hard as the language loss", (0.01, 2.1), fontsize=8,
             xycoords=("axes fraction", "data"), color=viz.COLORS["ours"])
 ax.set(yscale="log", xlabel="weight of the auxiliary loss",
        ylabel="its pull on the gates\n(language loss = 1)")
-viz.show(fig, alt="Bars, log scale: the auxiliary loss's gradient on the "
+viz.show(fig, alt="Dots, log scale: the auxiliary loss's gradient on the "
          "gate weights relative to the language loss's, from "
          f"{tried[0] * pull:.2g} at weight 0.001 to {tried[-1] * pull:.0f} "
          "at weight 5.", dpi=90)
