@@ -436,7 +436,8 @@ else:
 
     print("Recorded by python -m minids3.bench experts, with the library's "
           "layer:")
-    off, sent = (recorded("experts")[key] for key in ("differences", "sent"))
+    record = recorded("experts")
+    off, sent = record["differences"], record["sent"]
 print({name: f"{error:.0e}" for name, error in off.items()})
 
 # %% tags=["nbval-check-output"]
@@ -449,7 +450,7 @@ print("equal to one process, to 1e-12:",
 # it be the exact number?
 
 # %% tags=["nbval-check-output"]
-home = torch.tensor([rank for rank in range(4) for _ in range(SHARES[rank])])
+home = torch.arange(4).repeat_interleave(torch.tensor(SHARES))
 paper = [layer_bytes(rows, x.shape[1])
          for rows in count_rows(picks, home, E, 4, 2)]
 counted = [sent["dispatch"][hop] + sent["combine"][hop] for hop in (0, 1)]
@@ -483,7 +484,7 @@ right = norm(gate_grad, w1_grad, w2_grad)
 wrong = norm(gate_grad, 4 * w1_grad, 4 * w2_grad)
 print(f"the gradient's length: {right:.4f}, with the mistake {wrong:.4f}, "
       f"{wrong / right:.2f} times")
-print(f"clipped to half of its true length, the gate's share of it would be "
+print("clipped to half of its true length, the gate's share of it would be "
       f"{norm(gate_grad) / 2:.4f} and is "
       f"{norm(gate_grad) / 2 * right / wrong:.4f}")
 
@@ -535,7 +536,8 @@ for ax, link in zip(axes, ("InfiniBand", "NVLink")):
                          else load.seconds(IB, s, hidden))
                   for s in speeds]
             ax.plot(speeds / 1e9, ms, style, color=viz.COLORS[color],
-                    label=f"{'all' if hidden else 'nothing'} hidden, {name}")
+                    label=("all" if hidden else "nothing")
+                    + f" hidden, {name}")
     ax.set(xscale="log", ylim=(0, 100), xlabel=f"{link} (GB/s, one way)")
     ax.set_xticks((5, 10, 20, 50, 100, 200, 500),
                   (5, 10, 20, 50, 100, 200, 500))
@@ -555,9 +557,10 @@ fig.tight_layout()
 viz.show(fig, dpi=88, alt="Time of a layer against the speed of a link. "
          "Left, InfiniBand: with all hidden the curve is flat at 29.6 ms "
          "above 21 GB/s (28 without the limit) and rises below; with "
-         "nothing hidden it falls until NVLink decides. The published trace lies at "
-         "32.3 ms and 33 GB/s. Right, NVLink: all curves are flat above 75 "
-         "GB/s; H800 at 160 and H100 at 360 lie on the flat part.")
+         "nothing hidden it falls until NVLink decides. The published "
+         "trace lies at 32.3 ms and 33 GB/s. Right, NVLink: all curves are "
+         "flat above 75 GB/s; H800 at 160 and H100 at 360 lie on the flat "
+         "part.")
 
 # %% [markdown]
 # The right-hand picture is the answer to "how could they, with throttled
@@ -588,7 +591,8 @@ plain = comm.Convention("a row for each expert", *2 * (14_336,), "expert",
                         "TR")
 cases = {"as V3 does it": (v3, 1.0),
          "no node limit": (comm.expert_layer(copies[0]), 1.0),
-         "dispatch in BF16": (comm.expert_layer(copies[4], 4096, bf16), 1.0),
+         "dispatch in BF16": (
+             comm.expert_layer(copies[4], 4096, bf16), 1.0),
          "one hot expert": (comm.expert_layer(hot), hot.imbalance),
          "a row for each expert, BF16": (
              comm.expert_layer(copies[0], 4096, plain), 1.0)}

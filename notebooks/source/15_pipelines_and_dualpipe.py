@@ -123,7 +123,7 @@ viz.show(timelines(panels), alt=describe_timelines(panels), dpi=84)
 
 # %%
 def as_schedule(name, orders, pieces=PIECES):
-    """A list of (kind, micro-batch) for each rank, as a checked schedule."""
+    """Lists of (kind, micro-batch), one a rank, as a checked schedule."""
     ranks = tuple(range(len(orders)))
     schedule = Schedule(name, (ranks,), pieces, tuple(
         tuple(Action(kind, rank, i) for kind, i in orders[rank])
@@ -665,8 +665,9 @@ formula = idle_time("dualpipe", 16, F_S, I_S, W_S, PAIR_S)
 print(f"bubble by your formula {formula:.2f} s, simulated "
       f"{max(step.simulated.idle):.2f}, published "
       f"{PUBLISHED_STEP.bubble:.2f}")
-print(f"a pair, {PAIR_S:.3f} s, against F + B, "
-      f"{F_S + I_S + W_S:.3f} s: {1 - PAIR_S / (F_S + I_S + W_S):.0%} saved")
+apart = F_S + I_S + W_S
+print(f"a pair, {PAIR_S:.3f} s, against F + B, {apart:.3f} s: "
+      f"{1 - PAIR_S / apart:.0%} saved")
 
 # %% [markdown]
 # Two things do not fit, and it is better to say so than to hide it.
@@ -743,7 +744,8 @@ def play(schedule="dualpipev", ranks=4, micro_batches=8, W=1.0, pair=2.0):
     size = 0.5 if v else 1.0
     costs = Costs(size, size * (2 - W), size * W, overlapped=size * pair)
     try:
-        line = simulate(make_schedule(schedule, ranks, micro_batches), costs)
+        order = make_schedule(schedule, ranks, micro_batches)
+        line = simulate(order, costs)
     except ValueError as error:
         return str(error)
     return timelines({schedule: line})
