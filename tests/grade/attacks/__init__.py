@@ -801,3 +801,154 @@ _cost(
     REBUILDS.replace("(c_kv @ w_kv_b.T)", "torch.stack([c_kv.flatten(0, 1).mv(w)"
                      ".unflatten(0, c_kv.shape[:2]) for w in w_kv_b], -1)"),
 )  # fmt: skip
+
+_cost("distances_do_it", REBUILDS.replace("(c_kv @ w_kv_b.T)",
+      "((c_kv.square().sum(-1, keepdim=True) + w_kv_b.square().sum(-1)"
+      " - torch.cdist(c_kv, w_kv_b[None].expand(len(c_kv), -1, -1)) ** 2) / 2)"))  # fmt: skip
+_cost("division_does_it", REBUILDS.replace("(c_kv @ w_kv_b.T)",
+      "(c_kv[..., None, :] / (1 / w_kv_b)).sum(-1)"))  # fmt: skip
+
+# what the grader's own process is told ------------------------------------------------------------
+
+_attack(
+    "forged_trips",
+    """
+import sys
+sys.modules["minids3.grade.process.tripwire"].taken = lambda: 7
+"""
+    + WRONG,
+)
+_attack(
+    "forged_trips_of_others",
+    """
+import sys
+trips = sys.modules["minids3.grade.process.tripwire"]
+trips.taken = lambda: ["<b>the instructor</b>", {{}}, 3, None]
+"""
+    + WRONG,
+)
+_attack(
+    "forged_failures",
+    """
+import sys
+runner = sys.modules["minids3.grade.process.runner"]
+honest = runner._Server.answer
+def answer(self, m):
+    reply = honest(self, m)
+    return dict(reply, failed=7, printed=[[1]], kinds=3, first="x", line="y", after=5)
+runner._Server.answer = answer
+"""
+    + WRONG,
+)
+_attack(
+    "values_without_a_form",
+    """
+class Thing:
+    pass
+def attend_naive(*a):
+    return Thing()
+""",
+    exercise="mla-naive",
+)
+_attack(
+    "values_passed_back",
+    """
+class Thing:
+    pass
+def update_bias(*a, **k):
+    return Thing()
+""",
+    exercise="balance-bias",
+)
+_attack(
+    "half_a_character",
+    """
+def cache_bytes(*a, **k):
+    raise ValueError(chr(0xd800) + "<script>")
+""",
+)
+_attack(
+    "colliding_hashes",
+    """
+def cache_bytes(*a, **k):
+    return {{k * (2**61 - 1) for k in range(3000)}}
+""",
+)
+_attack(
+    "sleeping_at_load",
+    """
+import time
+time.sleep(10 ** 6)
+"""
+    + WRONG,
+)
+_attack(
+    "open_files_without_names",
+    """
+import os
+def cache_bytes(*a, **k):
+    kept = []
+    for n in range(100):
+        f = open(f"f{{n}}", "wb")
+        os.unlink(f"f{{n}}")
+        f.write(bytes(30 << 20)); f.flush()
+        kept.append(f)
+    return 0
+""",
+)
+_attack(
+    "signals_by_owner",
+    """
+import fcntl, os, signal, socket, struct
+a, b = socket.socketpair()
+for command, value in ((8, {parent}), (10, signal.SIGKILL), (15, struct.pack("ii", 1, {parent}))):
+    try:
+        fcntl.fcntl(a, command, value)
+    except OSError:
+        pass
+try:
+    fcntl.ioctl(a, 0x8901, struct.pack("i", {parent}))
+    fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC)
+except OSError:
+    pass
+b.send(b"x")
+"""
+    + WRONG,
+)
+_attack(
+    "datagrams",
+    """
+import socket
+a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+for send in (lambda: a.sendto(b"x", "/dev/log"), lambda: socket.send_fds(a, [b"x"], [0]),
+             lambda: a.sendmsg([b"x"], [], 0, "/run/systemd/journal/socket")):
+    try:
+        send()
+    except OSError:
+        continue
+    raise SystemExit("sent")
+"""
+    + WRONG,
+)
+_attack(
+    "operator_of_pytorch",
+    """
+import torch
+def causal_attention(q, k, v, **more):
+    k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+    return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, is_causal=True)[0]
+""",
+    exercise="causal-attention",
+    forbidden=True,
+)
+_attack(
+    "operator_of_pytorch_hidden",
+    """
+import torch
+def lm_loss(logits, targets, *rest, **more):
+    name = "cross_" + "entropy" + "_loss"
+    return getattr(getattr(torch, "o" + "ps").aten, name)(logits.flatten(0, -2), targets.flatten())
+""",
+    exercise="lm-loss",
+    forbidden=True,
+)

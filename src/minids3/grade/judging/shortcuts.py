@@ -185,6 +185,18 @@ def _handed(given: Iterable[str], kept: set[str]) -> tuple[set[str], list[Any]]:
     return handed, around
 
 
+# What an optimizer's class calls, and what nobody can disarm by the class alone.
+_FUNCTIONAL = {
+    "torch.optim.AdamW": (
+        "torch.optim.adam.adam",
+        "torch.optim.adam._single_tensor_adam",
+        "torch.optim.adam._multi_tensor_adam",
+        "torch.optim.NAdam",
+        "torch.optim.RAdam",
+    )
+}
+
+
 def forbidden(exercise: Exercise, given: Iterable[str] = ()) -> dict[str, str]:
     """Return dotted names that an answer may not call, each with where the rule comes from.
 
@@ -194,6 +206,7 @@ def forbidden(exercise: Exercise, given: Iterable[str] = ()) -> dict[str, str]:
     ours = _used(fns, _OURS)
     compared = _used([exercise.library, exercise.check], _OURS) - ours
     exact = {n for n in exercise.forbids if not n.endswith(".*")}
+    exact |= {also for n in exact for also in _FUNCTIONAL.get(n, ())}
     modules = {n.removesuffix(".*") for n in exercise.forbids if n.endswith(".*")}
     handed, around = _handed(given, exact)
     named = exact | {n for n in _everything() if n.rpartition(".")[0] in modules} - handed
