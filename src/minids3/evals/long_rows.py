@@ -66,13 +66,14 @@ class LongRows:
 
     def _long_text(self, rng: random.Random, length: int) -> list[int]:
         """At most ``length`` ids: hay, needles, and a question with its answer for every needle."""
-        asked = 16 * (self.n_needles - 1)  # draw_haystack leaves room for the last one
+        asked = 14 * (self.n_needles - 1)  # draw_haystack leaves room for the first one
         hay = draw_haystack(self.tokenizer, length - asked - 2, rng, self.n_needles)
         ids = hay.ids.tolist()
         pairs = list(zip(hay.keys, hay.values, strict=True))
         rng.shuffle(pairs)
+        ids += self.tokenizer.encode(notes.AGAIN)
         for key, value in pairs:
-            ids += self.tokenizer.encode(f"{notes.question(key)}{value}\n")
+            ids += self.tokenizer.encode(notes.needle(key, value))
         return [*ids, self.tokenizer.eos_id]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:

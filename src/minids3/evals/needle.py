@@ -160,7 +160,7 @@ def draw_haystack(
 
 
 def _question(tokenizer: Tokenizer, key: str) -> list[int]:
-    return tokenizer.encode(notes.question(key))
+    return tokenizer.encode(notes.AGAIN + notes.question(key))
 
 
 @torch.inference_mode()
