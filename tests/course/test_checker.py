@@ -146,6 +146,10 @@ def test_values_told_with_the_first_index():
     ("got", "expected", "words"),
     [
         ([1, 2, 3], [1, 5, 3], "at [1] it is 2, expected 5"),
+        (3.0, 3, "it is the float 3, expected a whole number"),
+        ([1, 2.0], [1, 2], "at [1] it is the float 2"),
+        (3.0, torch.tensor(3.0), "it is a float, expected a tensor"),
+        (torch.tensor([1.0]), torch.tensor([1]), "its dtype is float32, expected whole numbers"),
         ([1, 2], [1, 2, 3], "its length is 2, expected 3"),
         ({"a": 1}, {"a": 1, "b": 2}, "the key 'b' is missing"),
         ({"a": 1, "c": 1}, {"a": 1}, "there is a key 'c'"),
@@ -213,3 +217,124 @@ def test_strict_mode_raises_a_short_message(monkeypatch, name):
 def test_unknown_id_names_the_nearest():
     with pytest.raises(UnknownExercise, match="Did you mean rms-norm"):
         check("rmsnorm", double)
+
+
+def check_parts(c):
+    with c.part():
+        c.close(c.call(x := c.randn(3)), 2 * x, label="one")
+        c.close(c.call(x := c.randn(3), 3), 3 * x, label="two")
+    with c.part():
+        x = c.randn(3)
+        c.close(c.call(x), 2 * x, label="three")
+
+
+PARTS = Exercise(**{**EX.__dict__, "id": "double-parts", "check": check_parts})
+
+
+def test_a_part_that_fails_early_leaves_the_next_one_s_inputs_as_they_are():
+    seen = []
+
+    def first_wrong(x, k=2):
+        seen.append(x.clone())
+        return x * k if len(seen) > 1 else x[:1]
+
+    report = run_check(PARTS, first_wrong, confirm=False)
+    assert [i.status for i in report.items] == ["no", "not reached", "ok"]
+    wrong = list(seen)
+    seen.clear()
+    seen.append(None)
+    run_check(PARTS, first_wrong, confirm=False)
+    assert torch.equal(wrong[-1], seen[-1])
+
+
+@pytest.mark.parametrize(("text", "named"), [("of my own", False), ("no such kind", True)])
+def test_an_exception_s_type_alone_proves_nothing(text, named):
+    def refuses(x, k=2):
+        raise ValueError("no such kind")
+
+    def mine(x, k=2):
+        raise ValueError(text)
+
+    mutants = (Mutant("refuses", refuses, "You refuse."), *EX.mutants)
+    exercise = Exercise(**{**EX.__dict__, "id": f"double-raises-{named:d}", "mutants": mutants})
+    assert run_check(exercise, mine).mutant == ("refuses" if named else "")
+
+
+def test_the_same_numbers_once_are_no_diagnosis():
+    first = Exercise(**{**PARTS.__dict__, "id": "double-once"})
+    drawn = []
+    run_check(first, lambda x, k=2: drawn.append(x.clone()) or x, confirm=False)
+
+    def looks_like_plus(x, k=2):  # for seed 0's numbers alone
+        return x + k if any(torch.equal(x, d) for d in drawn) else x * k + 7
+
+    assert run_check(first, looks_like_plus, confirm=False).mutant == "plus"
+    assert run_check(first, looks_like_plus).mutant == ""
+    assert run_check(first, lambda x, k=2: k + x).mutant == "plus"
+
+
+def check_soft(c):
+    y = c.call(x := c.randn(3), label="runs")
+    c.close(y, 2 * x, label="values")
+    c.true((y.abs() > x.abs()).all(), "larger than before", "it is smaller somewhere")
+    with c.part():
+        c.close(c.call(x, 3), 3 * x, label="times three")
+
+
+SOFT = Exercise(**{**EX.__dict__, "id": "double-soft", "check": check_soft})
+
+
+def test_what_explains_a_wrong_number_is_checked_after_it():
+    report = run_check(SOFT, lambda x, k=2: x * k / 4, confirm=False)
+    assert [i.status for i in report.items] == ["ok", "no", "no", "no"]
+    assert report.items[2].reason == "it is smaller somewhere"
+
+
+def test_a_result_of_another_form_ends_the_part():
+    report = run_check(SOFT, lambda x, k=2: (x * k)[:2], confirm=False)
+    assert [i.status for i in report.items] == ["ok", "no", "not reached", "not reached"]
+
+
+def test_items_that_were_not_reached_are_one_line():
+    text = format_report(EX, run_check(EX, lambda x, k=2: x[:1] * k))
+    assert "  ..    4 more items (not reached)" in text.splitlines()
+    assert text.count("not reached") == 1
+
+
+def as_table(x, k=2):
+    """A table for 2, else the product."""
+    return {"a": 1} if k == 2 else x * k
+
+
+def test_what_cannot_be_used_in_a_part_ends_that_part_alone():
+    def check(c):
+        y = c.call(x := c.randn(2), label="runs")
+        with c.part():
+            c.equal(y["a"] + 1, 2, label="first")
+        with c.part():
+            c.close(c.call(x, 3), 3 * x, label="second")
+
+    exercise = Exercise(**{**EX.__dict__, "id": "double-odd", "check": check,
+                           "solution": as_table,})  # fmt: skip
+    report = run_check(exercise, lambda x, k=2: x * k, confirm=False)
+    assert [i.status for i in report.items] == ["ok", "no", "ok"]
+    assert "cannot be used" in report.items[1].reason
+
+
+def test_a_known_mistake_beside_others_is_named_where_most_is_alike():
+    """Notebook 00's own example: no root, and the statistics in the dtype of x."""
+
+    def hasty(x, weight, eps=1e-6):
+        return x / (x.square().mean(dim=-1, keepdim=True) + eps) * weight
+
+    assert run_check(get("rms-norm"), hasty).mutant == "no_sqrt"
+
+
+def test_strided_is_the_same_and_not_contiguous():
+    from minids3.course.checker import Checker
+
+    for shape in ((5,), (3, 4), (2, 3, 4)):
+        t = torch.randn(shape)
+        apart = Checker.strided(t)
+        assert torch.equal(apart, t)
+        assert not apart.is_contiguous()

@@ -1,10 +1,12 @@
-"""The notebooks' build: ``python -m minids3.course build|check|list|repository``."""
+"""The notebooks' build: ``python -m minids3.course build|check|list|repository|seeds``."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
+from pathlib import Path
 
 from minids3.command import Parser, demand, run
 
@@ -25,6 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("list", help="list notebooks and exercises")
     fork = commands.add_parser("repository", help="point badges and set-up cells to a fork")
     fork.add_argument("name", metavar="OWNER/NAME")
+    many = commands.add_parser("seeds", help="try every right answer with many seeds")
+    many.add_argument("exercise", nargs="*", help="ids, or numbers of notebooks (default: all)")
+    many.add_argument("--count", type=int, default=1000, help="how many seeds (%(default)s)")
+    many.add_argument(
+        "--progress", type=Path, default=Path(".cache/seeds.json"), help="what is done is kept here"
+    )
     args = parser.parse_args(argv)
     return run(lambda: _COMMANDS[args.command](args))
 
@@ -80,7 +88,28 @@ def _repository(args: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"build": _build, "check": _check, "list": _list, "repository": _repository}
+def _seeds(args: argparse.Namespace) -> int:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # heard only before triton is imported
+    from minids3.course import seeds
+    from minids3.course.registry import exercises, get
+
+    chosen = []
+    for name in args.exercise or [""]:
+        found = [e for e in exercises() if e.notebook.startswith(name)]
+        chosen += found if found else [get(name)]
+    found = seeds.run(chosen, args.count, args.progress)
+    for text in found:
+        print(text)
+    return 1 if found else 0
+
+
+_COMMANDS = {
+    "build": _build,
+    "check": _check,
+    "list": _list,
+    "repository": _repository,
+    "seeds": _seeds,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

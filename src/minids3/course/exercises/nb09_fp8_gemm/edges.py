@@ -227,6 +227,80 @@ def _edges_zeroed(a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, y_ptr, M, N, K,
 # fmt: on
 
 
+def _scale_unmasked(
+    a_ptr,
+    a_scale_ptr,
+    b_ptr,
+    b_scale_ptr,
+    y_ptr,
+    M,
+    N,
+    K,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    col = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tiles = tl.cdiv(K, 128)
+    b_row = tl.program_id(1) * BLOCK_N // 128
+    inside = (row < M)[:, None] & (col < N)[None, :]
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(tiles):
+        k = step * 128 + tl.arange(0, 128)
+        a = tl.load(
+            a_ptr + row[:, None] * K + k[None, :],
+            other=0,
+            mask=(row < M)[:, None] & (k < K)[None, :],
+        )
+        b = tl.load(
+            b_ptr + col[None, :] * K + k[:, None],
+            other=0,
+            mask=(col < N)[None, :] & (k < K)[:, None],
+        )
+        a_scale = tl.load(a_scale_ptr + row * tiles + step)
+        b_scale = tl.load(b_scale_ptr + b_row * tiles + step)
+        part = tl.dot(decode_e4m3(a), decode_e4m3(b))
+        total += part * (a_scale * b_scale)[:, None]
+    tl.store(y_ptr + row[:, None] * N + col[None, :], total, mask=inside)
+
+
+def _scalar_joined(
+    a_ptr,
+    a_scale_ptr,
+    b_ptr,
+    b_scale_ptr,
+    y_ptr,
+    M,
+    N,
+    K,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    col = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tiles = tl.cdiv(K, 128)
+    b_row = tl.program_id(1) * BLOCK_N // 128
+    inside = ((row < M)[:, None] & (col < N)[None, :]) & (tl.program_id(0) * BLOCK_M < M)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(tiles):
+        k = step * 128 + tl.arange(0, 128)
+        a = tl.load(
+            a_ptr + row[:, None] * K + k[None, :],
+            other=0,
+            mask=(row < M)[:, None] & (k < K)[None, :],
+        )
+        b = tl.load(
+            b_ptr + col[None, :] * K + k[:, None],
+            other=0,
+            mask=(col < N)[None, :] & (k < K)[:, None],
+        )
+        a_scale = tl.load(a_scale_ptr + row * tiles + step, mask=row < M, other=0.0)
+        b_scale = tl.load(b_scale_ptr + b_row * tiles + step)
+        part = tl.dot(decode_e4m3(a), decode_e4m3(b))
+        total += part * (a_scale * b_scale)[:, None]
+    tl.store(y_ptr + row[:, None] * N + col[None, :], total, mask=inside)
+
+
 @exercise(
     "fp8-gemm-edges",
     solution=gemm_any_kernel,
@@ -292,10 +366,16 @@ def _edges_zeroed(a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, y_ptr, M, N, K,
             "A tile that sticks out loads nothing at all here. Its rows that exist have to be "
             "computed: mask single rows.",
         ),
+        Mutant(
+            "scale_unmasked",
+            _scale_unmasked,
+            "You loaded a's scales without a mask: the rows past M read past their end.",
+        ),
     ],
     alternatives=[
         Alternative("clamped", _edges_clamped),
         Alternative("masks_everywhere", _edges_zeroed),
+        Alternative("scalar_joined", _scalar_joined),
     ],
 )
 def check_edges(c):
@@ -319,6 +399,10 @@ def check_edges(c):
             y, label = _run(c, a, b), f"M, N, K = {m}, {n}, {k}"
             c.true(y.untouched(), f"{label}: nothing outside", "the memory next to y has changed")
             _close(c, y, product(a, b, WEIGHT_BLOCK), f"{label}: right")
+    with c.part():
+        a, b = quantize_ref(uneven(c, 18, 130)), quantize_ref(uneven(c, 150, 130), WEIGHT_BLOCK)
+        y = _run(c, a, b, bm=16, bn=64)
+        _close(c, y, product(a, b, WEIGHT_BLOCK), "tiles of 16 x 64 as well")
 
 
 def _close(c, y, want, label):
@@ -335,9 +419,9 @@ def _first(got, want, size):
     return f"at [{i}, {j}] it is {got[i, j]:.4g}, expected {want[i, j]:.4g}"
 
 
-def _run(c, a, b, label=None):
+def _run(c, a, b, label=None, bm=32, bn=32):
     (m, k), n = a[0].shape, len(b[0])
     y = c.guarded(m, n)
-    grid, sizes = (-(-m // 32), -(-n // 32)), {"BLOCK_M": 32, "BLOCK_N": 32}
+    grid, sizes = (-(-m // bm), -(-n // bn)), {"BLOCK_M": bm, "BLOCK_N": bn}
     c.launch(grid, *codes_of(a), *codes_of(b), y, m, n, k, label=label, **sizes)
     return y

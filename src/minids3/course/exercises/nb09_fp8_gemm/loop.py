@@ -406,11 +406,17 @@ def check_loop(c):
         want = product(*pairs, WEIGHT_BLOCK)
         label = "one stretch (K = 128), scales 2 and 1/2"
         c.close(y.view.double(), want, label=label, rtol=1e-5, atol=1e-5)
+    with c.part():
+        a, b = quantize_ref(uneven(c, 32, 128)), quantize_ref(uneven(c, 256, 128), WEIGHT_BLOCK)
+        y = _run(c, a, b, bm=16, bn=64)
+        want = product(a, b, WEIGHT_BLOCK)
+        near = {"rtol": 1e-4, "atol": 1e-5 * want.abs().mean().item()}
+        c.close(y.view.double(), want, label="tiles of 16 x 64 as well", **near)
 
 
-def _run(c, a, b, label=None):
+def _run(c, a, b, label=None, bm=32, bn=32):
     (m, k), n = a[0].shape, len(b[0])
     y = c.guarded(m, n)
-    sizes = {"BLOCK_M": 32, "BLOCK_N": 32}
-    c.launch((m // 32, n // 32), *codes_of(a), *codes_of(b), y, m, n, k, label=label, **sizes)
+    sizes = {"BLOCK_M": bm, "BLOCK_N": bn}
+    c.launch((m // bm, n // bn), *codes_of(a), *codes_of(b), y, m, n, k, label=label, **sizes)
     return y

@@ -175,6 +175,32 @@ def _quant_row_by_row(x_ptr, q_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
         tl.store(scale_ptr + row * tl.cdiv(K, 128) + tile, scale, mask=row < M)
 
 
+def _rows_built_in(x_ptr, q_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
+    tile = tl.program_id(1)
+    row = tl.program_id(0) * 8 + tl.arange(0, 8)
+    col = tile * 128 + tl.arange(0, 128)
+    at = row[:, None] * K + col[None, :]
+    inside = (row < M)[:, None] & (col < K)[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0)
+    largest = tl.max(tl.abs(x), 1)
+    scale = tl.where(largest > 0, largest / 448.0, 1.0)
+    tl.store(q_ptr + at, encode_e4m3(x / scale[:, None]), mask=inside)
+    tl.store(scale_ptr + row * tl.cdiv(K, 128) + tile, scale, mask=row < M)
+
+
+def _no_other(x_ptr, q_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
+    tile = tl.program_id(1)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    col = tile * 128 + tl.arange(0, 128)
+    at = row[:, None] * K + col[None, :]
+    inside = (row < M)[:, None] & (col < K)[None, :]
+    x = tl.load(x_ptr + at, mask=inside)
+    largest = tl.max(tl.abs(x), 1)
+    scale = tl.where(largest > 0, largest / 448.0, 1.0)
+    tl.store(q_ptr + at, encode_e4m3(x / scale[:, None]), mask=inside)
+    tl.store(scale_ptr + row * tl.cdiv(K, 128) + tile, scale, mask=row < M)
+
+
 @exercise(
     "fp8-act-quant",
     solution=act_quant_kernel,
@@ -255,6 +281,17 @@ def _quant_row_by_row(x_ptr, q_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
             "Your scales lie as [tiles, M]. They are wanted as [M, tiles], a row of scales for "
             "each row of numbers.",
         ),
+        Mutant(
+            "rows_built_in",
+            _rows_built_in,
+            "You built 8 rows in. ROWS says how many a program owns.",
+        ),
+        Mutant(
+            "no_other",
+            _no_other,
+            "The lanes that the mask leaves out are undefined, and they enter the maximum. Say "
+            "other=0.0.",
+        ),
     ],
     alternatives=[
         Alternative("by_product", _quant_by_product),
@@ -291,13 +328,19 @@ def check_quantise(c):
             good = torch.allclose(scale.view, _scales(x), rtol=1e-5, atol=0) and q.untouched()
             good = good and rounded_well(q.view, x, _scales(x).repeat_interleave(128, 1)[:, :k])
             c.true(good, f"x {[m, k]}, small numbers")
+    with c.part():
+        x = uneven(c, 21, 130)
+        q, scale = _run(c, x, rows=16)
+        c.close(scale.view, _scales(x), label="with ROWS = 16 as well", rtol=1e-5, atol=0)
+        spread = _scales(x).repeat_interleave(128, 1)[:, :130]
+        c.true(rounded_well(q.view, x, spread), "and the codes", "some other code would be nearer")
 
 
-def _run(c, x, label=None):
+def _run(c, x, label=None, rows=8):
     m, k = x.shape
     tiles = -(-k // 128)
     q, scale = c.guarded(m, k, dtype=torch.uint8), c.guarded(m, tiles)
-    c.launch((-(-m // 8), tiles), within(x, 1e3), q, scale, m, k, label=label, ROWS=8)
+    c.launch((-(-m // rows), tiles), within(x, 1e3), q, scale, m, k, label=label, ROWS=rows)
     return q, scale
 
 

@@ -180,6 +180,21 @@ def _again_columns(q_ptr, scale_ptr, t_ptr, t_scale_ptr, M, K, BLOCK_K: tl.const
 # fmt: on
 
 
+def _block_built_in(q_ptr, scale_ptr, t_ptr, t_scale_ptr, M, K, BLOCK_K: tl.constexpr):
+    row = tl.program_id(0) * 128 + tl.arange(0, 128)
+    col = tl.program_id(1) * 32 + tl.arange(0, 32)
+    inside = (row < M)[:, None] & (col < K)[None, :]
+    q = tl.load(q_ptr + row[:, None] * K + col[None, :], mask=inside, other=0)
+    tile = tl.program_id(1) * 32 // 128
+    scale = tl.load(scale_ptr + row * tl.cdiv(K, 128) + tile, mask=row < M, other=0.0)
+    x = decode_e4m3(q).to(tl.float32) * scale[:, None]
+    largest = tl.max(tl.abs(x), 0)
+    t_scale = tl.where(largest > 0, largest / 448.0, 1.0)
+    t = encode_e4m3(x / t_scale[None, :])
+    tl.store(t_ptr + col[None, :] * M + row[:, None], t, mask=inside)
+    tl.store(t_scale_ptr + col * tl.cdiv(M, 128) + tl.program_id(0), t_scale, mask=col < K)
+
+
 @exercise(
     "fp8-requantise",
     solution=requantise_kernel,
@@ -248,6 +263,11 @@ def _again_columns(q_ptr, scale_ptr, t_ptr, t_scale_ptr, M, K, BLOCK_K: tl.const
             "Your stores have no masks. Rows beyond M land in the next row of the transpose, "
             "columns beyond K outside of it.",
         ),
+        Mutant(
+            "block_built_in",
+            _block_built_in,
+            "You built 32 columns in. BLOCK_K says how many a program owns.",
+        ),
     ],
     alternatives=[
         Alternative("loaded_transposed", _again_trans),
@@ -279,16 +299,24 @@ def check_requantise(c):
             q, t, t_scale = _run(c, uneven(c, m, k))
             wide, scales = _numbers_and_scales(q)
             spread = scales.repeat_interleave(128, 1)[:, :m]
-            good = torch.allclose(t_scale.view, scales, rtol=1e-5, atol=0) and t.untouched()
-            c.true(good and rounded_well(t.view, wide.T, spread), f"q {[m, k]}")
+            c.close(t_scale.view, scales, label=f"q {[m, k]}: scales", rtol=1e-5, atol=0)
+            good = t.untouched() and rounded_well(t.view, wide.T, spread)
+            c.true(good, f"q {[m, k]}: codes", "some other code would be nearer")
+    with c.part():
+        q, t, t_scale = _run(c, uneven(c, 20, 140), block=64)
+        wide, scales = _numbers_and_scales(q)
+        c.close(t_scale.view, scales, label="with BLOCK_K = 64 as well: scales", rtol=1e-5, atol=0)
+        spread = scales.repeat_interleave(128, 1)[:, :20]
+        good = rounded_well(t.view, wide.T, spread)
+        c.true(good, "with BLOCK_K = 64 as well: codes", "some other code would be nearer")
 
 
-def _run(c, x, label=None):
+def _run(c, x, label=None, block=32):
     m, k = x.shape
     q = quantize_ref(x)
     t, t_scale = c.guarded(k, m, dtype=torch.uint8), c.guarded(k, -(-m // 128))
-    grid = (-(-m // 128), -(-k // 32))
-    c.launch(grid, *codes_of(q), t, t_scale, m, k, label=label, BLOCK_K=32)
+    grid = (-(-m // 128), -(-k // block))
+    c.launch(grid, *codes_of(q), t, t_scale, m, k, label=label, BLOCK_K=block)
     return q, t, t_scale
 
 

@@ -93,7 +93,7 @@ def _wgrad_library(grad, x_q, x_scale):
     minutes=10,
     library=_wgrad_library,
     hints=(
-        "dW = dy^T @ x sums over the tokens. Along the axis that is summed, a scale has to stay the "
+        "dW = dy^T @ x sums over the tokens. Along the axis that is summed, a scale must stay the "
         "same for 128 terms. Which 128 are those here, and how was x stored?",
         "x = dequantize(x_q, x_scale, TILE)                 # undo the tiles along K\n"
         "quantize x transposed, and grad transposed, in TILE  # now along the tokens\n"

@@ -154,6 +154,62 @@ def _combine_moved(
     tl.store(out_ptr + token * D + block * BLOCK + lane, out, mask=inside)
 
 
+def _mean_over_k(
+    y_ptr, weights_ptr, inverse_ptr, out_ptr, D, TOP_K: tl.constexpr, BLOCK: tl.constexpr
+):
+    token = tl.program_id(0)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for k in range(TOP_K):
+        place = tl.load(inverse_ptr + token * TOP_K + k)
+        weight = tl.load(weights_ptr + token * TOP_K + k)
+        y = tl.load(y_ptr + place * D + d, mask=d < D, other=0.0)
+        total += weight * y.to(tl.float32)
+    tl.store(out_ptr + token * D + d, total / TOP_K, mask=d < D)
+
+
+def _block_built_in(
+    y_ptr, weights_ptr, inverse_ptr, out_ptr, D, TOP_K: tl.constexpr, BLOCK: tl.constexpr
+):
+    token = tl.program_id(0)
+    d = tl.program_id(1) * 16 + tl.arange(0, 16)
+    total = tl.zeros((16,), tl.float32)
+    for k in range(TOP_K):
+        place = tl.load(inverse_ptr + token * TOP_K + k)
+        weight = tl.load(weights_ptr + token * TOP_K + k)
+        y = tl.load(y_ptr + place * D + d, mask=d < D, other=0.0)
+        total += weight * y.to(tl.float32)
+    tl.store(out_ptr + token * D + d, total, mask=d < D)
+
+
+def _wrong_row(
+    y_ptr, weights_ptr, inverse_ptr, out_ptr, D, TOP_K: tl.constexpr, BLOCK: tl.constexpr
+):
+    token = tl.program_id(0)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for k in range(TOP_K):
+        place = tl.load(inverse_ptr + token * D + k)
+        weight = tl.load(weights_ptr + token * TOP_K + k)
+        y = tl.load(y_ptr + place * D + d, mask=d < D, other=0.0)
+        total += weight * y.to(tl.float32)
+    tl.store(out_ptr + token * D + d, total, mask=d < D)
+
+
+def _in_out_dtype(
+    y_ptr, weights_ptr, inverse_ptr, out_ptr, D, TOP_K: tl.constexpr, BLOCK: tl.constexpr
+):
+    token = tl.program_id(0)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), out_ptr.dtype.element_ty)
+    for k in range(TOP_K):
+        place = tl.load(inverse_ptr + token * TOP_K + k)
+        weight = tl.load(weights_ptr + token * TOP_K + k)
+        y = tl.load(y_ptr + place * D + d, mask=d < D, other=0.0)
+        total += (weight * y.to(tl.float32)).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + token * D + d, total, mask=d < D)
+
+
 @exercise(
     "moe-combine-kernel",
     solution=combine_kernel,
@@ -212,6 +268,29 @@ def _combine_moved(
             _combine_slot_major,
             "You counted pairs slot by slot. The K pairs of a token are neighbours: n * K + k.",
         ),
+        Mutant(
+            "mean_over_k",
+            _mean_over_k,
+            "You divided by K. The weights say how much each expert counts: the sum is all there "
+            "is.",
+        ),
+        Mutant(
+            "block_built_in",
+            _block_built_in,
+            "You built a block of 16 columns in. BLOCK says how many a program owns.",
+        ),
+        Mutant(
+            "wrong_row",
+            _wrong_row,
+            "Row n of inverse begins at n * TOP_K, not at n * D: what you read there is no place, "
+            "and where it leads nobody knows.",
+        ),
+        Mutant(
+            "in_out_dtype",
+            _in_out_dtype,
+            "You summed in the dtype of out. In fp16 a small number beside 2,000 is lost: sum in "
+            "fp32 and convert when you store.",
+        ),
     ],
     alternatives=[
         Alternative("tile", _combine_tile),
@@ -247,6 +326,19 @@ def check_combine(c):
             grid = (shape[0], -(-shape[2] // 8))
             c.launch(grid, y, weights, inverse, out, shape[2], TOP_K=shape[1], BLOCK=8)
             c.close(out.view, _want(y, weights, inverse), label=name)
+    with c.part():
+        y, weights, inverse = _case(c, 2, 3, 130)
+        out = c.guarded(2, 130)
+        c.launch((2, 2), y, weights, inverse, out, 130, TOP_K=3, BLOCK=128)
+        c.close(out.view, _want(y, weights, inverse), label="blocks of 128 columns as well")
+    with c.part():
+        y, weights, inverse = _case(c, 3, 4, 8, torch.float16)
+        y[inverse[0::4]], y[inverse[1::4]] = 2000.0, 0.37
+        y[inverse[2::4]], y[inverse[3::4]] = -2000.0, 0.011
+        weights, out = torch.ones_like(weights), c.guarded(3, 8, dtype=torch.float16)
+        c.launch((3, 1), y, weights, inverse, out, 8, TOP_K=4, BLOCK=8)
+        label = "an fp16 out gets sums that were made in fp32"
+        c.close(out.view, _want(y, weights, inverse).half(), label=label, rtol=2e-3)
 
 
 def _case(c, tokens, top_k, dim, dtype=torch.float32):

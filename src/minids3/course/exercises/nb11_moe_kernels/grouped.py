@@ -384,6 +384,11 @@ def check_grouped_gemm(c):
             x, w, y, tiles = _case(c, counts, 16, 40, block, dtype)
             c.launch((len(tiles), 1), x, w, tiles, y, 16, 40, BLOCK_M=block, BLOCK_N=16, BLOCK_K=16)
             c.close(y.view, _want(x, w, counts), label=name, atol=1e-4)
+    with c.part():
+        x, w, y, tiles = _case(c, [0, 40, 9], 34, 33, 32)
+        sizes = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32}
+        c.launch((len(tiles), 2), x, w, tiles, y, 34, 33, **sizes)
+        c.close(y.view, _want(x, w, [0, 40, 9]), label="blocks of 32 as well", atol=1e-4)
 
 
 def _case(c, counts, n, k, block, dtype=torch.float32):

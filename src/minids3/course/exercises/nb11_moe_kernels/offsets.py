@@ -104,6 +104,21 @@ def _offsets_matrix(experts, n_experts, block):
     return keys.argsort(), before @ counts, before @ tiles + tiles, programs
 
 
+def _unstable(experts, n_experts, block):
+    _, starts, tile_ends, programs = grouped_offsets(experts, n_experts, block)
+    return experts.argsort(), starts, tile_ends, programs
+
+
+def _float_programs(experts, n_experts, block):
+    order, starts, tile_ends, programs = grouped_offsets(experts, n_experts, block)
+    return order, starts, tile_ends, programs / 1
+
+
+def _float_starts(experts, n_experts, block):
+    order, starts, tile_ends, programs = grouped_offsets(experts, n_experts, block)
+    return order, starts.float(), tile_ends, programs
+
+
 @exercise(
     "moe-offsets",
     solution=grouped_offsets,
@@ -182,6 +197,21 @@ def _offsets_matrix(experts, n_experts, block):
             "The last experts got no row and are missing. There are E starts and E tile_ends: see "
             "minlength.",
         ),
+        Mutant(
+            "unstable",
+            _unstable,
+            "argsort alone does not keep equal rows in their order: say stable=True.",
+        ),
+        Mutant(
+            "float_programs",
+            _float_programs,
+            "programs is a float. A grid wants a whole number: divide with //.",
+        ),
+        Mutant(
+            "float_starts",
+            _float_starts,
+            "Your starts are floats. They are places of rows: int64.",
+        ),
     ],
     alternatives=[
         Alternative("search", _offsets_search),
@@ -220,3 +250,10 @@ def check_offsets(c):
         two = c.call(torch.tensor([n_experts - 1, 0]), n_experts, block, returns=4)
         c.equal(two[3], 2, label="two rows need two tiles at most, however many experts")
         c.equal(two[0], torch.tensor([1, 0]), label="and are sorted")
+    with c.part():
+        many = c.randint(0, 300, 900)
+        big = c.call(many, 300, 16, returns=4)
+        want = torch.tensor(sorted(range(900), key=lambda row: (int(many[row]), row)))
+        c.equal(big[0], want, label="900 rows of 300 experts: order")
+        tiles = [len(range(0, int((many == e).sum()), 16)) for e in range(300)]
+        c.equal(big[2], torch.tensor(tiles).cumsum(0), label="900 rows of 300 experts: tile_ends")

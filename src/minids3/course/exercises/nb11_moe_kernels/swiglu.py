@@ -177,6 +177,32 @@ def _swiglu_reciprocal(x_ptr, q_ptr, scale_ptr, F, BLOCK: tl.constexpr):
     tl.store(scale_ptr + row * tl.cdiv(F, BLOCK) + tile, 1 / stretch)
 
 
+def _floor_under(x_ptr, q_ptr, scale_ptr, F, BLOCK: tl.constexpr):
+    row, tile = tl.program_id(0), tl.program_id(1)
+    f = tile * BLOCK + tl.arange(0, BLOCK)
+    x_ptr += row * 2 * F
+    gate = tl.load(x_ptr + f, mask=f < F, other=0.0).to(tl.float32)
+    up = tl.load(x_ptr + F + f, mask=f < F, other=0.0).to(tl.float32)
+    h = gate / (1 + tl.exp(-gate)) * up
+    largest = tl.max(tl.abs(h), 0)
+    scale = tl.where(largest > 0, tl.maximum(largest, 1e-4) / 448, 1.0)
+    tl.store(q_ptr + row * F + f, encode_e4m3(h / scale), mask=f < F)
+    tl.store(scale_ptr + row * tl.cdiv(F, BLOCK) + tile, scale)
+
+
+def _no_other(x_ptr, q_ptr, scale_ptr, F, BLOCK: tl.constexpr):
+    row, tile = tl.program_id(0), tl.program_id(1)
+    f = tile * BLOCK + tl.arange(0, BLOCK)
+    x_ptr += row * 2 * F
+    gate = tl.load(x_ptr + f, mask=f < F).to(tl.float32)
+    up = tl.load(x_ptr + F + f, mask=f < F).to(tl.float32)
+    h = gate / (1 + tl.exp(-gate)) * up
+    largest = tl.max(tl.abs(h), 0)
+    scale = tl.where(largest > 0, largest / 448, 1.0)
+    tl.store(q_ptr + row * F + f, encode_e4m3(h / scale), mask=f < F)
+    tl.store(scale_ptr + row * tl.cdiv(F, BLOCK) + tile, scale)
+
+
 @exercise(
     "moe-swiglu-quant",
     solution=swiglu_quant_kernel,
@@ -244,6 +270,18 @@ def _swiglu_reciprocal(x_ptr, q_ptr, scale_ptr, F, BLOCK: tl.constexpr):
             "You rounded h to 16 bits before the eight: twice rounded, and beyond 65,504 it is "
             "infinite. Stay in fp32.",
         ),
+        Mutant(
+            "floor_under",
+            _floor_under,
+            "You put a floor under the largest magnitude, so that quiet tiles lose their "
+            "precision. Only a tile of zeros needs another scale.",
+        ),
+        Mutant(
+            "no_other",
+            _no_other,
+            "The lanes that the mask leaves out are undefined, and they enter the maximum. Say "
+            "other=0.0.",
+        ),
     ],
     alternatives=[
         Alternative("two_dims", _swiglu_two_dims),
@@ -289,6 +327,16 @@ def check_swiglu_quant(c):
         q, scale = _launched(c, x, 8)
         c.close(_read(q, scale.view, 8), _swiglu(x), label="a single column", rtol=1e-3)
     assert tiles == 3
+    with c.part():
+        x = c.randn(2, 2 * f) * 1e-4
+        q, scale = _launched(c, x, block)
+        label = "a quiet tile keeps its own scale, however small"
+        c.close(scale.view, _scales(_swiglu(x), block), label=label, rtol=1e-4, atol=0)
+    with c.part():
+        x = c.randn(1, 2 * 70) * 2
+        q, scale = _launched(c, x, 64)
+        label = "tiles of 64 as well"
+        c.close(scale.view, _scales(_swiglu(x), 64), label=label, rtol=1e-4, atol=0)
 
 
 def _launched(c, x, block, label=None):

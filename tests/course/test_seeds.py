@@ -1,0 +1,78 @@
+"""Many seeds: what is passed is kept, a failure is told, and a quick slice is tried here."""
+
+import json
+
+import pytest
+
+from minids3.course import seeds
+from minids3.course.__main__ import main
+from minids3.course.registry import Alternative, Exercise, exercises, get
+
+QUICK = [e for e in exercises() if not e.kernel]
+
+
+@pytest.mark.parametrize("exercise", QUICK, ids=lambda e: e.id)
+def test_right_answers_pass_seeds_that_nobody_looks_at(exercise):
+    """The whole is ``python -m minids3.course seeds``: a thousand of each."""
+    first = 1000 + QUICK.index(exercise)
+    assert [*seeds.rejected(exercise, first)] == []
+
+
+@pytest.mark.parametrize(
+    ("id", "seed"), [("rms-norm", 46), ("rms-norm", 102), ("rms-norm", 296), ("fp8-dgrad", 118)]
+)
+def test_seeds_that_once_cost_a_class_its_points(id, seed):
+    assert [*seeds.rejected(get(id), seed)] == []
+
+
+def answer(x):
+    """Return x."""
+    return x
+
+
+def unlucky(c):
+    x = c.size(0, 9)
+    c.equal(c.call(x, label="runs"), 3 if x == 3 and c.seed > 5 else x, label="right")
+
+
+def exercise_of(check, alternatives=()):
+    given = get("rms-norm").__dict__ | {"id": "unlucky", "solution": answer, "library": answer}
+    return Exercise(**given | {"check": check, "mutants": (), "alternatives": alternatives})
+
+
+def test_progress_is_kept_and_a_failure_ends_the_exercise(tmp_path, capsys):
+    path = tmp_path / "kept" / "seeds.json"
+    calls = []
+
+    def check(c):
+        calls.append(c.seed)
+        c.equal(c.call(1, label="runs"), 1, label="right")
+
+    check.__module__ = __name__
+    exercise = exercise_of(check)
+    assert seeds.run([exercise], 3, path) == []
+    assert sorted({*calls}) == [0, 1, 2]
+    calls.clear()
+    assert seeds.run([exercise], 5, path) == []
+    assert sorted({*calls}) == [3, 4]
+    assert [*json.loads(path.read_text()).values()] == [5]
+
+    odd = Alternative("odd", lambda x: x + (len(calls) > 40))
+    wrong = exercise_of(check, (odd,))
+    path.unlink()
+    found = seeds.run([wrong], 30, path)
+    assert len(found) == 1
+    assert "odd fails at 'right'" in found[0]
+    assert f"{json.loads(path.read_text()).popitem()[1]} seeds passed" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_told(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        seeds.run([], 1, tmp_path / "x.json")
+
+
+def test_the_command(tmp_path, capsys):
+    path = str(tmp_path / "seeds.json")
+    assert main(["seeds", "bpe-merge", "--count", "2", "--progress", path]) == 0
+    assert "bpe-merge" in capsys.readouterr().out
