@@ -39,6 +39,7 @@ __all__ = [
 _OPEN = (
     "minids3.kernels.language",
     "minids3.kernels.launch",
+    "minids3.kernels.watch",
     "minids3.config",
     "minids3.viz",
     "minids3.course",
