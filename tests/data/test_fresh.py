@@ -41,6 +41,12 @@ def test_what_decides_the_rows_decides_the_fingerprint(tokenizer):
     assert len({own, *(stream(tokenizer, **o).fingerprint for o in others)}) == 5
 
 
+def test_other_generators_are_another_stream(tokenizer, monkeypatch):
+    own = stream(tokenizer).fingerprint
+    monkeypatch.setitem(corpora.PROGRAMS, "notes", notes.with_gaps({1: 1.0}))
+    assert stream(tokenizer).fingerprint != own
+
+
 def test_held_out_documents_never_occur(tokenizer):
     free = stream(tokenizer, probabilities={"arithmetic": 1.0})
     drawn = [next(d) for d in [free.documents(0)] for _ in range(300)]
@@ -106,7 +112,8 @@ def test_notes_say_again_what_they_said():
         first, again = (part.splitlines() for part in document.text.split("Again\n"))
         told = [line for line in first if line.startswith("The ")]
         assert len({line.split(" has ")[0] for line in told}) == len(told)
-        assert set(again) <= set(told) and len(again) == 3 * len(told)
+        assert set(again) <= set(told)
+        assert len(again) == 3 * len(told)
         assert corpora.score("notes", document.text) == pytest.approx(document.bits)
 
 

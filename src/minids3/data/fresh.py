@@ -83,8 +83,9 @@ class FreshBatches:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the rows: two streams with the same one are the same."""
-        what = [corpora.VERSION, self.tokenizer.checksum, self.seq_len, self.seed, ROWS_PER_CHUNK]
+        """SHA-256 of all that decides the rows; of the generators, of the first rows they wrote."""
+        first_rows = hashlib.sha256(self._chunk(0)[0].numpy().tobytes()).hexdigest()
+        what = [first_rows, self.tokenizer.checksum, self.seq_len, self.seed, ROWS_PER_CHUNK]
         texts = sorted(hashlib.sha256(text.encode()).hexdigest() for text in self.held_out)
         return hashlib.sha256(repr((what, self.probabilities, texts)).encode()).hexdigest()
 
