@@ -178,11 +178,10 @@ def _module_of(work: Callable[..., Any] | Sequence[Callable[..., Any]] | str) ->
     """The text of a module, and the name of the function to call."""
     if isinstance(work, str):
         return work, "work"
-    functions = list(work) if isinstance(work, Sequence) else [work]
+    functions: list[Any] = list(work) if isinstance(work, Sequence) else [work]
     if not functions or not all(callable(f) for f in functions):
         raise TypeError(f"work must be a function, functions, or a module's text, got {work!r}")
-    first = functions[0]
-    return carry_functions(functions), first.__name__
+    return carry_functions(functions), functions[0].__name__
 
 
 @contextlib.contextmanager

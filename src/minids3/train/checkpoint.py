@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 FORMAT = 2
+PARALLEL_FORMAT = "parallel 1"  # of ``parallel.checkpoint``
 _RANDOM = ("random_state", "cuda_random_state")
 
 
@@ -169,10 +170,15 @@ def save_checkpoint(
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+    prune_checkpoints(out_dir, run, final, keep)
+    return final
+
+
+def prune_checkpoints(out_dir: Path, run: str, final: Path, keep: int) -> None:
+    """Drop the run's oldest checkpoints beyond ``keep``, but never ``final``."""
     own = [p for p in _checkpoints(out_dir) if checkpoint_run(p) == run]
     for old in [p for p in own if p != final][: max(len(own) - keep, 0)]:
         shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def _move_into_place(partial: Path, final: Path, run: str) -> Path:
@@ -255,6 +261,11 @@ class Checkpoint:
         if not isinstance(state, dict):
             raise self._error(
                 f"state.json holds a {type(state).__name__}, not a checkpoint's state"
+            )
+        if state.get("format") == PARALLEL_FORMAT:
+            raise CheckpointError(
+                f"{self.folder} was written by several processes: go on with "
+                "'torchrun --nproc-per-node N -m minids3.train ...', in any layout"
             )
         if state.get("format") != FORMAT:
             raise CheckpointError(

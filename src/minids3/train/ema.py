@@ -12,7 +12,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WeightAverage"]
+__all__ = ["WeightAverage", "local_part"]
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor: its shard, or all of it."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class WeightAverage:
@@ -30,11 +35,12 @@ class WeightAverage:
             raise ValueError(f"decay={decay!r} must lie between 0 and 1")
         self.decay, self.updates = decay, 0
         self._average = {
-            name: p.detach().to("cpu", torch.float32, copy=True)
+            name: local_part(p.detach()).to("cpu", torch.float32, copy=True)
             for name, p in model.named_parameters()
         }
         self._fresh = [
-            torch.empty_like(p, device="cpu", pin_memory=p.is_cuda) for p in model.parameters()
+            torch.empty_like(local_part(p), device="cpu", pin_memory=p.is_cuda)
+            for p in model.parameters()
         ]
         self._copied: torch.cuda.Event | None = None
         self._waiting = False
@@ -44,7 +50,7 @@ class WeightAverage:
         """Take in the weights of one more step."""
         self._take_in()
         for fresh, p in zip(self._fresh, model.parameters(), strict=True):
-            fresh.copy_(p, non_blocking=True)
+            fresh.copy_(local_part(p), non_blocking=True)
         if any(p.is_cuda for p in model.parameters()):
             self._copied = torch.cuda.Event()
             self._copied.record()
@@ -77,7 +83,7 @@ class WeightAverage:
     @contextlib.contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Let ``model`` have the averaged weights while the block runs."""
-        own = {name: p.detach().clone() for name, p in model.named_parameters()}
+        own = {name: local_part(p).detach().clone() for name, p in model.named_parameters()}
         self._put(model, self.tensors)
         try:
             yield
@@ -88,4 +94,4 @@ class WeightAverage:
     @torch.no_grad()
     def _put(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         for name, p in model.named_parameters():
-            p.copy_(tensors[name])
+            local_part(p).copy_(tensors[name])

@@ -39,6 +39,13 @@ def build_optimizer(
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    # What FSDP2 shards and what it leaves whole cannot be updated by one call.
+    for group in list(groups):
+        sharded = [p for p in group["params"] if hasattr(p, "to_local")]
+        if sharded:
+            group["params"] = [p for p in group["params"] if not hasattr(p, "to_local")]
+            groups.append({**group, "params": sharded})
+    groups = [g for g in groups if g["params"]] or groups[:1]
     if moments == "bf16":
         return Bf16AdamW(groups, lr=lr, betas=betas, eps=eps)
     if moments != "fp32":

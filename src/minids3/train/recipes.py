@@ -23,7 +23,15 @@ from minids3.train.schedule import Schedule
 from minids3.train.settings import TrainConfig
 from minids3.train.trainer import Trainer
 
-__all__ = ["RECIPES", "Recipe", "build_trainer", "train_recipe"]
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "build_trainer",
+    "describe_run",
+    "require_writable",
+    "set_aside",
+    "train_recipe",
+]
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,7 @@ def build_trainer(
     name: str,
     work_dir: str | os.PathLike[str] | None = None,
     device: str = "cpu",
+    kind: Callable[..., Trainer] = Trainer,
     **changes: Any,
 ) -> Trainer:
     """The trainer of a recipe, ready to ``fit``.
@@ -150,6 +159,7 @@ def build_trainer(
         name: a key of ``RECIPES``.
         work_dir: where checkpoints and the log go.
         device: where to train.
+        kind: what makes the trainer.
         changes: settings that differ from the recipe's. ``tokens`` or ``steps`` change its length,
             and its schedules with it.
 
@@ -167,7 +177,7 @@ def build_trainer(
     source, valid, floor = _data(recipe, cfg)
     torch.manual_seed(cfg.seed)
     model = Transformer(get_config(recipe.preset)).to(device)
-    return Trainer(model, cfg, source, valid, out_dir=work_dir, floor=floor)
+    return kind(model, cfg, source, valid, out_dir=work_dir, floor=floor)
 
 
 def train_recipe(
@@ -200,37 +210,43 @@ def train_recipe(
         KeyboardInterrupt: the run was interrupted; its checkpoint is in ``work_dir``.
     """
     out, work_dir = Path(out), Path(work_dir)
-    _require_writable(out)
+    require_writable(out)
     trainer = build_trainer(name, work_dir, device, **changes)
     if not resume:
-        _set_aside(work_dir)
+        set_aside(work_dir)
     checkpoint = latest_checkpoint(work_dir)
     if checkpoint is not None:
         trainer.resume(checkpoint)
     start, begun = time.perf_counter(), trainer.position.tokens
-    history = trainer.fit()
+    trainer.fit()
     if trainer.step < trainer.cfg.total_steps():
         raise KeyboardInterrupt
-    about = {
+    about = describe_run(name, trainer, time.perf_counter() - start, begun)
+    return save_model(trainer.model.to("cpu", dtype), out, about)
+
+
+def describe_run(name: str, trainer: Trainer, seconds: float, begun: int) -> dict[str, Any]:
+    """Notes on a run that is complete: its last sitting took ``seconds``, from ``begun`` tokens."""
+    history = trainer.history
+    return {
         "command": f"python -m minids3.train {name}",
         "purpose": RECIPES[name].purpose,
         "preset": RECIPES[name].preset,
         "settings": trainer.cfg.flat(),
         "steps": trainer.step,
         "tokens": history.tokens[-1],
-        "parameters": trainer.model.num_parameters(),
+        "parameters": trainer.n_parameters,
         "validation_loss_nats": round(history.valid_loss[-1], 4),
         "entropy_floor_nats": round(trainer.floor or 0.0, 4),
         "last_sitting": {
-            "seconds": round(time.perf_counter() - start),
+            "seconds": round(seconds),
             "tokens": trainer.position.tokens - begun,
         },
         "torch": torch.__version__,
     }
-    return save_model(trainer.model.to("cpu", dtype), out, about)
 
 
-def _set_aside(work_dir: Path) -> None:
+def set_aside(work_dir: Path) -> None:
     """Rename the folder of an earlier run, so that a new one can begin and neither is lost."""
     if latest_checkpoint(work_dir) is None:
         return
@@ -241,7 +257,7 @@ def _set_aside(work_dir: Path) -> None:
     print(f"the earlier run is now in {aside}")
 
 
-def _require_writable(out: Path) -> None:
+def require_writable(out: Path) -> None:
     """Find out before training, and not after, that the model cannot be written."""
     nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
     try:

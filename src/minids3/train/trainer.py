@@ -53,10 +53,10 @@ from minids3.train.optim import build_optimizer
 from minids3.train.schedule import Schedule
 from minids3.train.settings import Position, TrainConfig
 
-__all__ = ["Trainer"]
+__all__ = ["Sums", "Trainer"]
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """What the micro-batches of a step add up to."""
 
     loss: Tensor
@@ -95,6 +95,7 @@ class Trainer:
         self.out_dir = None if out_dir is None else Path(out_dir)
         self.run = uuid.uuid4().hex[:8]
         self.device = next(model.parameters()).device
+        self.n_parameters = sum(p.numel() for p in model.parameters())
         growing = isinstance(cfg.batch.batch_size, Schedule)
         if growing and not hasattr(train_batches, "rows"):
             raise ValueError("a batch that grows needs a source with rows(first, count)")
@@ -102,6 +103,7 @@ class Trainer:
             to_float8(model)
         elif cfg.compute.precision == "bf16" and self.device.type == "cpu":
             to_float8(model, Float8Recipe(operands="bf16"))
+        self._arrange()
         own = cfg.optimizer
         self.optimizer = build_optimizer(
             model, cfg.lr_at(0), own.betas, own.weight_decay, moments=own.moments
@@ -136,8 +138,7 @@ class Trainer:
         if not counted.any():
             return self._finish(after, lr, math.nan, 0.0, [], {})
         sums = self._backward(inputs[counted], targets[counted], after.tokens)
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = self._gradient_norm()
         violations = {name: max_violation(load) for name, load in sums.loads.items()}
         # The one look at the device in a step.
         wanted = [sums.objective, norm, sums.loss, *sums.mtp, *violations.values()]
@@ -150,22 +151,59 @@ class Trainer:
                     f"the {what} is {value} at step {at.step}: lower lr={lr:g} or raise "
                     "warmup_steps; the weights are those before this step"
                 )
-        torch.nn.utils.clip_grads_with_norm_(parameters, cfg.optimizer.grad_clip, norm)
+        self._clip_gradients(norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        update_expert_biases(self.model, sums.loads, cfg.bias_speed_at(at.step, after.tokens))
+        self._update_biases(sums.loads, cfg.bias_speed_at(at.step, after.tokens))
         if self.average is not None:
             self.average.update(self.model)
         mtp, worst = rest[: len(sums.mtp)], rest[len(sums.mtp) :]
         return self._finish(after, lr, loss, size, mtp, dict(zip(violations, worst, strict=True)))
+
+    # What a trainer of many processes does in another way (minids3.parallel.training).
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process shows progress and writes the log: one does."""
+        return True
+
+    def _arrange(self) -> None:
+        """Spread the model over processes, before the optimizer is made."""
+
+    def _gradient_norm(self) -> Tensor:
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(grads)
+
+    def _clip_gradients(self, norm: Tensor) -> None:
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.cfg.optimizer.grad_clip, norm)
+
+    def _update_biases(self, loads: dict[str, Tensor], speed: float) -> None:
+        update_expert_biases(self.model, loads, speed)
+
+    def _heed(self, interrupts: Interrupts) -> None:
+        """Stop if somebody asked to."""
+        interrupts.check()
+
+    def _measure(self) -> tuple[float, float | None, float | None]:
+        """Validation loss, that of the averaged weights, and MTP acceptance."""
+        batches, count = self.valid_batches, self.cfg.upkeep.eval_batches
+        assert batches is not None
+        loss, ema, acceptance = evaluate(self.model, batches, count), None, None
+        if self.average is not None:
+            with self.average.applied(self.model):
+                ema = evaluate(self.model, batches, count)
+        if self._has_mtp(self.position.tokens):
+            acceptance = mtp_acceptance(self.model, batches, count)
+        return loss, ema, acceptance
 
     def _batch(self, at: Position) -> tuple[Tensor, Tensor]:
         if isinstance(self.cfg.batch.batch_size, Schedule):
             return self.train_batches.rows(at.rows, self.cfg.batch_rows(at.tokens))  # type: ignore[attr-defined]
         return self.train_batches.batch(at.step)
 
-    def _backward(self, inputs: Tensor, targets: Tensor, tokens: int) -> _Sums:
+    def _backward(self, inputs: Tensor, targets: Tensor, tokens: int) -> Sums:
         """Gradients of the whole batch, by as many passes as it takes, each row with a target.
 
         Sums over the passes are divided by the targets of the whole batch; a mean per pass would
@@ -177,20 +215,29 @@ class Trainer:
                 "batch_balance_weight needs the whole batch in one pass: leave micro_batch_size out"
             )
         counted, whole = int((targets != IGNORE_INDEX).sum()), n_rows <= size
-        found: list[_Sums] = []
+        found: list[Sums] = []
         for part, wanted in zip(inputs.split(size), targets.split(size), strict=True):
-            part, wanted = part.to(self.device), wanted.to(self.device)
-            with self._arithmetic(), record_routing(self.model) as routings:
-                loss, mtp = self._losses(part, wanted, tokens, None if whole else counted)
             share = len(part) / n_rows
-            objective = self._objective(loss, mtp, routings, tokens, share)
-            objective.backward()
-            detached = [m.detach() for m in mtp]
-            loads = routing_loads(routings)
-            found.append(_Sums(loss.detach(), detached, objective.detach(), loads))
+            found.append(self._pass(part, wanted, tokens, None if whole else counted, share))
+        return self._total(found)
+
+    def _pass(
+        self, inputs: Tensor, targets: Tensor, tokens: int, counted: int | None, share: float
+    ) -> Sums:
+        """Forward and backward of some rows, which are ``share`` of the batch's."""
+        inputs, targets = inputs.to(self.device), targets.to(self.device)
+        with self._arithmetic(), record_routing(self.model) as routings:
+            loss, mtp = self._losses(inputs, targets, tokens, counted)
+        objective = self._objective(loss, mtp, routings, tokens, share)
+        objective.backward()
+        detached, loads = [m.detach() for m in mtp], routing_loads(routings)
+        return Sums(loss.detach(), detached, objective.detach(), loads)
+
+    @staticmethod
+    def _total(found: list[Sums]) -> Sums:
         if len(found) == 1:
             return found[0]
-        return _Sums(
+        return Sums(
             torch.stack([f.loss for f in found]).sum(),
             [torch.stack(losses).sum() for losses in zip(*(f.mtp for f in found), strict=True)],
             torch.stack([f.objective for f in found]).sum(),
@@ -245,7 +292,7 @@ class Trainer:
             loss = loss + weight * torch.stack(mtp_losses).mean()
         for routing in routings.values():
             top_k = routing.indices.shape[-1]
-            if cfg.balance.seq_balance_weight > 0:
+            if cfg.balance.seq_balance_weight > 0 and share > 0:
                 sequence = sequence_balance_loss(routing.scores, top_k)
                 loss = loss + cfg.balance.seq_balance_weight * share * sequence
             if cfg.balance.batch_balance_weight > 0:
@@ -296,7 +343,7 @@ class Trainer:
         bar = tqdm(
             total=stop,
             initial=self.step,
-            disable=not progress,
+            disable=not (progress and self.speaks),
             unit="step",
             dynamic_ncols=True,
             mininterval=0.5,
@@ -308,7 +355,7 @@ class Trainer:
             with interrupts.held_back():
                 self._evaluate_if_due(log)  # before the first step, or where it was cut off
                 while self.step < stop:
-                    interrupts.check()
+                    self._heed(interrupts)
                     loss, _ = self.train_step()
                     log.step(self.history, self._speed())
                     bar.update()
@@ -316,11 +363,12 @@ class Trainer:
                         bar.set_postfix(self._postfix(loss), refresh=False)
                     self._evaluate_if_due(log)
                     self._save_if_due(stop)
-                interrupts.check()
+                self._heed(interrupts)
         except KeyboardInterrupt:
             if self.out_dir is not None:
                 self.save()
-            bar.write(f"stopped after step {self.step}; fit() goes on from here")
+            if self.speaks:
+                bar.write(f"stopped after step {self.step}; fit() goes on from here")
             if interrupts.caught == signal.SIGTERM:  # who sends it wants the process to end
                 raise SystemExit(128 + signal.SIGTERM) from None
         finally:
@@ -356,14 +404,8 @@ class Trainer:
         due = self.step == self.cfg.total_steps() or (every and self.step % every == 0)
         if batches is None or not due or self.step in self.history.valid_steps:
             return
-        count, history = self.cfg.upkeep.eval_batches, self.history
-        loss = evaluate(self.model, batches, count)
-        ema, acceptance = None, None
-        if self.average is not None:
-            with self.average.applied(self.model):
-                ema = evaluate(self.model, batches, count)
-        if self._has_mtp(self.position.tokens):
-            acceptance = mtp_acceptance(self.model, batches, count)
+        history = self.history
+        loss, ema, acceptance = self._measure()
         history.valid_steps.append(self.step)
         history.valid_loss.append(loss)
         if ema is not None:
@@ -387,24 +429,28 @@ class Trainer:
         if self.out_dir is None:
             raise ValueError("this Trainer has no out_dir to save to; give it one")
         averaged = self.average.tensors if self.average is not None else None
-        state = {
-            "run": self.run,
-            **self.position._asdict(),
-            "settings": self.cfg.flat(),
-            "model_config": self.model.config.to_dict(),
-            "data": self._fingerprint(),
-            "ema_updates": self.average.updates if self.average is not None else 0,
-            "history": self.history.to_dict(),
-        }
         return save_checkpoint(
             self.out_dir,
             self.step,
             self.model,
             self.optimizer,
-            state,
+            self._state(),
             keep=self.cfg.upkeep.keep,
             ema=averaged,
         )
+
+    def _state(self) -> dict[str, Any]:
+        """All of a checkpoint but its tensors."""
+        return {
+            "run": self.run,
+            **self.position._asdict(),
+            "settings": self.cfg.flat(),
+            "model_config": self.model.config.to_dict(),
+            "data": self._fingerprint(),
+            "averaged": self.average is not None,
+            "ema_updates": self.average.updates if self.average is not None else 0,
+            "history": self.history.to_dict(),
+        }
 
     def _fingerprint(self) -> str:
         """Of the training data: the source's own, or that of its first two batches."""
@@ -432,8 +478,24 @@ class Trainer:
         """
         checkpoint = Checkpoint(folder)
         state = checkpoint.state
+        position, history = self._check_state(folder, state)
+        checkpoint.check(self.model)
+        if (self.average is None) != (checkpoint.ema is None):
+            raise CheckpointError(f"{folder} and this run disagree on whether there is an average")
+        checkpoint.restore(self.model, self.optimizer)
+        if self.average is not None and checkpoint.ema is not None:
+            self.average.restore(checkpoint.ema, state["ema_updates"])
+        self.position, self.history, self.run = position, history, state["run"]
+
+    def _check_state(
+        self, folder: str | os.PathLike[str], state: dict[str, Any]
+    ) -> tuple[Position, History]:
+        """Where a checkpoint stands, and its history; ``CheckpointError`` unless it is this run's.
+
+        Another model, other data and other settings before that position are refused.
+        """
         position = Position(state["step"], state["tokens"], state["rows"])
-        self._compare_model(checkpoint)
+        self._compare_model(folder, state)
         if state["data"] != self._fingerprint():
             raise CheckpointError(
                 f"{folder} was trained on other data (another source, order or batch): give it the "
@@ -453,19 +515,13 @@ class Trainer:
                 f"{self.cfg.flat()[name]!r}: use the same settings, or start a new run from the "
                 "model's weights"
             )
-        if (self.average is None) != (checkpoint.ema is None):
-            raise CheckpointError(f"{folder} and this run disagree on whether there is an average")
-        checkpoint.restore(self.model, self.optimizer)
-        if self.average is not None and checkpoint.ema is not None:
-            self.average.restore(checkpoint.ema, state["ema_updates"])
-        self.position, self.history, self.run = position, history, state["run"]
+        return position, history
 
-    def _compare_model(self, checkpoint: Checkpoint) -> None:
-        saved, own = checkpoint.state["model_config"], self.model.config.to_dict()
+    def _compare_model(self, folder: str | os.PathLike[str], state: dict[str, Any]) -> None:
+        saved, own = state["model_config"], self.model.config.to_dict()
         for name in sorted(saved.keys() | own.keys()):
             if saved.get(name) != own.get(name):
                 raise CheckpointError(
-                    f"{checkpoint.folder} is of another model: {name} is {saved.get(name)!r} there "
+                    f"{folder} is of another model: {name} is {saved.get(name)!r} there "
                     f"and {own.get(name)!r} here"
                 )
-        checkpoint.check(self.model)
