@@ -17,6 +17,8 @@ COMMANDS = {
     "guide": ("minids3 guide", "for authors: rewrite the instructor guide"),
     "data": ("python -m minids3.data", "rebuild, verify or show the data"),
     "train": ("python -m minids3.train", "train a model that ships with the workbook"),
+    "model": ("python -m minids3.model", "export a model for other programs"),
+    "infer": ("python -m minids3.infer", "chat with a model, or serve it to any client"),
     "evals": ("python -m minids3.evals", "count how much of what a model writes is exactly right"),
     "course": ("python -m minids3.course", "for authors: build and check the notebooks"),
     "bench": ("python -m minids3.bench", "measure against peers"),

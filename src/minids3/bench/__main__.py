@@ -24,6 +24,7 @@ TOPICS: dict[str, tuple[str, str] | None] = {
     "long_context": None,
     "model": ("transformers", "-e '.[test]'"),
     "pipelines": None,
+    "serve": ("transformers", "-e '.[test]'"),
     "training": None,
 }
 

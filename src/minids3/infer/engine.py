@@ -34,7 +34,7 @@ from torch import Tensor
 
 from minids3.infer.paged import PagedModel, Pass, Piece
 from minids3.infer.pages import OutOfPages, PagePool, extend_digests, page_memory
-from minids3.infer.sample import check_settings, next_token_probs, sample
+from minids3.infer.sample import check_settings, next_token_probs
 from minids3.infer.speculative import verify, verify_greedy
 from minids3.model.transformer import Transformer
 
@@ -42,6 +42,10 @@ __all__ = ["Engine", "Event", "RequestError", "Sampling", "Statistics"]
 
 Reason = Literal["stop", "length", "error"]
 """Why a request ended: its end token, its limit, or logits that are no numbers."""
+
+
+COLDEST = 1e-6
+"""Logits divided by less might no longer be fp32 numbers."""
 
 
 class RequestError(ValueError):
@@ -74,9 +78,13 @@ class Sampling:
             if not isinstance(value, Real) or isinstance(value, bool):
                 raise RequestError(f"{name}={value!r} must be a number")
         try:
-            check_settings(self.temperature, self.top_p)
-        except ValueError as error:
-            raise RequestError(str(error)) from None
+            check_settings(float(self.temperature), float(self.top_p))
+        except (ValueError, OverflowError) as error:
+            raise RequestError(str(error).replace("int too", "temperature or top_p too")) from None
+        if 0 < self.temperature < COLDEST:
+            raise RequestError(
+                f"temperature={self.temperature} must be 0 (greedy) or at least {COLDEST}"
+            )
 
 
 @dataclass(frozen=True)
@@ -436,7 +444,11 @@ class Engine:
                     Event(request.number, [], "error", "the model's logits are not finite numbers")
                 )
                 continue
-            accepted, token = self._choose(request, logits[mine], best[mine])
+            try:
+                accepted, token = self._choose(request, logits[mine], best[mine])
+            except FloatingPointError as error:
+                events.append(Event(request.number, [], "error", str(error)))
+                continue
             self.statistics.drafted += len(request.guesses)
             self.statistics.accepted += accepted
             new = [*request.guesses[:accepted], token]
@@ -451,8 +463,9 @@ class Engine:
         if how.temperature == 0:
             return verify_greedy(best, request.guesses)
         if not request.guesses:
-            return 0, int(sample(logits, how.temperature, how.top_p, request.generator))
-        law = next_token_probs(logits, how.temperature, how.top_p)
+            law = _law(logits, how)  # as in sample, so that the same seed gives the same text
+            return 0, int(torch.multinomial(law, 1, generator=request.generator))
+        law = _law(logits, how)
         return verify(law, request.guesses, torch.stack(request.laws), request.generator)
 
     def _append(self, request: _Request, new: list[int]) -> Event:
@@ -503,8 +516,7 @@ class Engine:
             best = logits.argmax(-1).tolist()
             finite = logits.isfinite().all(-1).tolist()
             for i, (request, _) in enumerate(going):
-                if finite[i]:
-                    self._add_guess(request, logits[i], best[i])
+                finite[i] = finite[i] and self._add_guess(request, logits[i], best[i])
             going = [(r, i) for i, (r, _) in enumerate(going) if finite[i]]
             again = [(r, i) for r, i in going if ahead + 1 < self._wanted(r)]
             if not again:
@@ -522,10 +534,23 @@ class Engine:
         """How many guesses a text can use: its own limit decides, and nobody else."""
         return min(self.drafts, request.limit - len(request.tokens) - 1)
 
-    def _add_guess(self, request: _Request, logits: Tensor, best: int) -> None:
+    def _add_guess(self, request: _Request, logits: Tensor, best: int) -> bool:
+        """Guess a text's next token from ``logits [V]``; False if they give no law."""
         how, token = request.sampling, best
         if how.temperature > 0:
-            law = next_token_probs(logits, how.temperature, how.top_p)
+            try:
+                law = _law(logits, how)
+            except FloatingPointError:
+                return False
             token = int(torch.multinomial(law, 1, generator=request.generator))
             request.laws.append(law)
         request.guesses.append(token)
+        return True
+
+
+def _law(logits: Tensor, how: Sampling) -> Tensor:
+    """What a request draws from; ``FloatingPointError`` if rounding has left no law."""
+    law = next_token_probs(logits, how.temperature, how.top_p)
+    if not bool(law.isfinite().all()):
+        raise FloatingPointError(f"logits divided by temperature={how.temperature} overflow")
+    return law

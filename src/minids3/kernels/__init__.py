@@ -12,6 +12,7 @@ Letters of shapes::
     E   experts, sorted one after the other     R   channels that are rotated
     F   width inside a feed-forward             D   width of the model
     V   vocabulary                              P   programs of a launch
+    S   positions of keys so far                C   latent of keys and values
 
 In ``moe``: N tokens and K experts for each, so N K rows.
 """
