@@ -127,7 +127,7 @@ for limit, indices in ROUTED.items():
           f"{max(nodes):8}{ib / 20_000:13.2f}{nvlink / 20_000:10.2f}")
 
 # %% [markdown]
-# On the mean the limit saves a quarter: 4.6 crossings become 3.5. (With
+# On average the limit saves a quarter: 4.6 crossings become 3.5. (With
 # random scores; V3's real ones are not published.) What it buys is the
 # *right-hand side* of the distribution. Without it a token may need all 8
 # nodes; with it 4 is **guaranteed**, whatever the gate learns. A network is
@@ -200,9 +200,9 @@ viz.show(fig, dpi=88, alt="Milliseconds of sending for one layer: "
          + f"; a line marks {1e3 * computing:.1f} of computing.")
 
 # %% [markdown]
-# From 41 ms to 15.5, a factor of 2.6, before anything is hidden. (Not all of
-# it is honest: what comes in is counted by the sender here, and everybody is
-# assumed to send and receive equally much.)
+# From 41 ms to 15.4, a factor of 2.7, before anything is hidden; one copy
+# for each node is worth most. (Everybody is assumed to send and to receive
+# equally much; section 14.8 takes that back.)
 #
 # ## 14.3 Dispatch
 #
@@ -489,8 +489,8 @@ print("clipped to half of its true length, the gate's share of it would be "
       f"{norm(gate_grad) / 2 * right / wrong:.4f}")
 
 # %% [markdown]
-# Four times too large for experts, and after clipping four times too
-# *small* for everything else. Nothing crashes.
+# Four times too large for experts and, after clipping, nearly four times
+# too *small* for everything else. Nothing crashes.
 #
 # ## 14.7 How fast must a link be?
 #
@@ -500,9 +500,9 @@ print("clipped to half of its true length, the gate's share of it would be "
 # arrive. If nothing is hidden, the two add up; if everything is, the longer
 # counts (notebook 15 shows how V3 hides it).
 #
-# **Predict** from the plots below, before you run: (a) at which speed of
-# InfiniBand does hidden communication begin to show? (b) How much faster
-# would an H100's NVLink be?
+# **Predict** before you run: (a) at which speed of InfiniBand does hidden
+# communication begin to show? (b) How much faster would an H100's NVLink
+# make a layer?
 
 # %%
 from minids3.sim import comm
