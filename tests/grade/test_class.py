@@ -93,7 +93,7 @@ def test_sixty(solved, student, tmp_path, monkeypatch, capsys):
     place.write_text(text)
     roster = tmp_path / "worksheet.csv"
     head = "Identifier,Full name,Email address,Status,Grade,Maximum grade,Feedback comments\n"
-    line = "Participant {0},Name {0},n{0}@example.org,Submitted,,5.00,\n"
+    line = "Participant {0},Name {0},n{0}@example.org,Submitted,,22.00,\n"
     roster.write_text(head + "".join(line.format(4700 + k) for k in range(62)))
     more = ["--export", "moodle", "--roster", str(roster)]
     for _ in range(2):  # it stays decided

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -122,18 +124,17 @@ def grade_folder(notebook: Path, folder: Path, seed: int) -> SubmissionResult:
     from minids3.isolation import sandbox
 
     pristine = Pristine.read(notebook)
-    one = folder.resolve()
-    found = [s for s in collect(one.parent, pristine.name, pristine.ids, pristine.names)
-             if s.entry == one.name]  # fmt: skip
-    task = {"student": "submission", "notebook": str(notebook.resolve()), "seed": seed,
-            "path": "", "isolate": not sandbox.missing(), "private": "",
-            "hidden": [str(one)], "nbval": False}  # fmt: skip
-    if not found or found[0].path is None:
-        problems = found[0].problems if found else ["handed in no notebook"]
-        return undecided(task, problems[0])
-    task["path"] = str(found[0].path)
-    result = grade_one(task)
-    result.problems = found[0].problems
+    with tempfile.TemporaryDirectory(prefix="minids3-submission-") as home:
+        shutil.copytree(folder, Path(home, "in", "student"), symlinks=True)  # one folder, a student
+        found = collect(Path(home, "in"), pristine.name, pristine.ids, pristine.names,
+                        Path(home, "unpacked"))[0]  # fmt: skip
+        task = {"student": "submission", "notebook": str(notebook.resolve()), "seed": seed,
+                "path": str(found.path), "isolate": not sandbox.missing(), "private": "",
+                "hidden": [home], "nbval": False}  # fmt: skip
+        if found.path is None:
+            return undecided(task, found.problems[0])
+        result = grade_one(task)
+    result.problems = found.problems
     return SubmissionResult.from_dict(scrub(result.to_dict()))
 
 
