@@ -191,9 +191,10 @@ def _grade(args: argparse.Namespace) -> int:
     path = find_notebook(args.notebook).resolve()
     pristine = Pristine.read(path)
     chosen, limits = _chosen(args.exercise), _limits(args.limit)
+    worth = pristine.points  # of those that are not chosen, too: somebody may have decided on them
     pristine = pristine.only(chosen) if chosen else pristine
     deadlines = Deadlines.read(args.deadline) if args.deadline else Deadlines()
-    decisions = Decisions.read(out / "decisions.csv", pristine.points)
+    decisions = Decisions.read(out / "decisions.csv", worth | pristine.points)
     private = args.private.resolve() if args.private else None
     hidden = tuple(p for p in (out, folder, private) if p is not None)
     options = Options(choose_seed(out, args.seed), not args.no_sandbox, private, hidden,
@@ -210,6 +211,8 @@ def _grade(args: argparse.Namespace) -> int:
     wanted = _students(args.student, found)
     for name in deadlines.unknown(found):
         print(f"{args.deadline}: {_printable(name)} handed nothing in")
+    for name in decisions.unknown(found):
+        print(f"{decisions.path}: {_printable(name)} handed nothing in")
     book = Gradebook(out, pristine, path, options)
     book.begin()
     left = book.resume(found, wanted, args.force)
@@ -219,8 +222,6 @@ def _grade(args: argparse.Namespace) -> int:
     names = file_names(s.student for s in found)
     _run(args, book, left, names)
     results = book.finish(found, {s.student: deadlines.late(s) for s in found}, decisions)
-    for name in decisions.unknown(results):
-        print(f"{decisions.path}: {_printable(name)} handed nothing in")
     failed = _publish(out, results, names, pristine.title, found)
     if args.export:
         failed += _export(args, results, pristine)

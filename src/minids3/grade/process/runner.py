@@ -169,6 +169,7 @@ class _Server:
         else:
             out = self.fn(*args, **kwargs)
             reply = {"value": wire.encode(out)}
+            reply["argument"] = next((i for i, a in enumerate(args) if a is out), None)
         after = wire.encode(tuple(args)), wire.encode(kwargs)
         if after != (m["args"], m["kwargs"]):
             reply["after"] = list(after)

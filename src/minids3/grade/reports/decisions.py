@@ -17,6 +17,7 @@ from pathlib import Path
 
 from minids3.grade.files import write
 from minids3.grade.records import LOOK, ExerciseResult, SubmissionResult
+from minids3.grade.submissions.collect import Submission
 from minids3.grade.tables import Table, read_table, safe, same_name
 
 __all__ = ["ALL", "Decision", "Decisions"]
@@ -72,13 +73,13 @@ class Decisions:
             made._lines.setdefault(decision.student, line)
         return made
 
-    def unknown(self, results: Iterable[SubmissionResult]) -> list[str]:
+    def unknown(self, handed_in: Iterable[Submission | SubmissionResult]) -> list[str]:
         """Return the students of the file that handed nothing in.
 
         Raises:
             ValueError: one of them is most likely somebody who did, written another way.
         """
-        there = {n for r in results for n in (same_name(r.student), r.id) if n}
+        there = {n for r in handed_in for n in (same_name(r.student), r.id) if n}
         missing = [n for n in self._lines if n not in there]
         for name in missing:
             like = difflib.get_close_matches(name, sorted(there), 1, 0.85)
