@@ -586,9 +586,9 @@ for ranks, pieces in ((4, 8), (4, 40), (16, 120)):
 # Your machine may have two cores, and four ranks would fight for them. So a
 # stage does its real arithmetic, which is tiny, and then *sleeps* for as
 # long as a GPU would compute. Order, transfers, waiting and gradients are
-# real. PyTorch does the two halves of a pair one after the other (its hook
-# for doing better needs CUDA streams); we let a pair sleep for the shorter
-# time (`minids3/bench/pipelines.py`, 200 lines, is worth reading).
+# real. PyTorch does the two halves of a pair one after the other, unless one
+# registers a function of one's own for pairs; we let a pair sleep for the
+# shorter time. All of it is in `minids3/bench/pipelines.py`.
 #
 # **Predict:** what will the gradients differ by from those of one process?
 # And where will the measured step be longer than the simulated one?
