@@ -326,10 +326,10 @@ class Checker:
         reason = difference(got, expected, rtol, atol)
         if not reason:
             return self._ok(label)
-        if self._idle and re.search(r"\bit is (nan|\d{3,})", reason):
+        if self._idle and re.search(r"\bit is (nan|-?inf|-?\d{3,})", reason):
             reason += (
-                ". The lanes that a mask leaves out are undefined (nan here) unless the load says "
-                "other="
+                ". The lanes that a mask leaves out are undefined (infinite here) unless the load "
+                "says other="
             )
         if not same_form(got, expected):
             self._fail(label, reason)

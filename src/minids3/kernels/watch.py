@@ -18,10 +18,10 @@ from torch import Tensor
 
 __all__ = ["POISON", "OutOfBounds", "Watch", "watching"]
 
-# Bit patterns of NaNs that no arithmetic makes, by size in bytes, and whole numbers that no index
-# is; 0x7f is also the NaN of E4M3.
-POISON = {1: 0x7F, 2: 0x7FD5, 4: 0x7FC5A5A5, 8: 0x7FF8A5A5A5A5A5A5}
-_IDLE = {1: 0x7F, 2: 0x7FDA, 4: 0x7FCA5A5A, 8: 0x7FFA5A5A5A5A5A5A}
+# Bit patterns of NaNs that no arithmetic makes, by size in bytes.
+POISON = {2: 0x7FD5, 4: 0x7FC5A5A5, 8: 0x7FF8A5A5A5A5A5A5}
+# What idle lanes hold: whole numbers that no index is; for bytes E4M3's NaN and its largest number.
+_IDLE = {1: (0x7F, 0x7E), 2: (0x5A5A,), 4: (0x5A5A5A5A,), 8: (0x5A5A5A5A5A5A5A5A,)}
 
 
 class OutOfBounds(Exception):
@@ -81,8 +81,8 @@ def watching(tensors: Sequence[Any], names: Sequence[str]) -> Iterator[Watch]:
 
     Yields:
         What was seen. A load out of bounds gives, and one that is masked and has no ``other=``
-        leaves, a NaN (or a large number) in each lane concerned. A store out of bounds does
-        nothing.
+        leaves, infinity (or a large number) in each lane concerned, which shows in a sum, a maximum
+        (where a NaN would not) and a product with zero. A store out of bounds does nothing.
     """
     from triton.runtime.interpreter import TensorHandle, _get_np_dtype, interpreter_builder
 
@@ -144,5 +144,8 @@ def _undefined(shape: Any, dtype: Any) -> Any:
     """An array of numbers that show wherever they are used."""
     if dtype == np.bool_:
         return np.ones(shape, dtype)
-    bits = np.dtype(f"u{dtype.itemsize}")
-    return np.full(shape, _IDLE[dtype.itemsize], bits).view(dtype)
+    if dtype.kind == "f":
+        return np.full(shape, np.inf, dtype)
+    count = int(np.prod(shape))
+    bits = np.resize(np.array(_IDLE[dtype.itemsize], f"u{dtype.itemsize}"), max(count, 1))
+    return bits[:count].reshape(shape).view(dtype)
