@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from minids3.viz.style import CARD, INK, MUTED, PALETTE
@@ -78,6 +79,10 @@ def workbook_map(ready: Collection[str] = (), solved: Mapping[str, float] | None
         zorder=1,
         solid_joinstyle="round",
     )
+    for (x, y), (next_x, next_y) in pairwise(places):
+        if y == next_y:  # which way the road runs
+            marker = ">" if next_x > x else "<"
+            ax.plot((x + next_x) / 2, y, marker, ms=5, color=MUTED, zorder=2)
     for (number, words, part), (x, y) in zip(NOTEBOOKS, places, strict=True):
         colour = PARTS[part][1]
         there = number in ready
