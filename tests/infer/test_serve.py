@@ -289,7 +289,7 @@ def test_a_chat_in_the_terminal(model, tokenizer):
         except StopIteration:
             raise EOFError from None
 
-    engine = Engine(model, max_batch=1)
+    engine = Engine(model, max_batch=1, page=4)
     how = Sampling(max_new_tokens=6)
     assert chat(engine, tokenizer, how, False, read, said.append) == 3
     first = alone(

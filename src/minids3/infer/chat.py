@@ -16,7 +16,7 @@ def chat(
     tokenizer: Tokenizer,
     sampling: Sampling,
     template: bool,
-    read: Callable[[str], str] = input,
+    read: Callable[[str], str] | None = None,
     write: Callable[[str], object] | None = None,
 ) -> int:
     """Read a line, answer it, and so on, until the end of input.
@@ -29,12 +29,13 @@ def chat(
         tokenizer: of its model.
         sampling: of the first answer.
         template: write turns with control tokens, for a model that was taught to chat.
-        read: asks for a line; ``EOFError`` ends the conversation.
+        read: asks for a line, by default ``input``; ``EOFError`` ends the conversation.
         write: prints a piece of text without a line break.
 
     Returns:
         How many answers were given.
     """
+    read = read or input
     write = write or (lambda text: print(text, end="", flush=True))
     messages: list[dict[str, str]] = []
     answers = 0

@@ -297,9 +297,9 @@ def _settle(
 ) -> Spec:
     """Blocks by what a processor's shared memory and registers hold: queries, and rows in flight.
 
-    Sums of 64 queries by 512 are half of all registers, so 16 rows come at a time; with 32 the
-    compiler would keep some in memory. Turning FP8 into numbers takes registers of its own (1.5 KB
-    a thread in memory beside 64 queries), so there are 16 queries then.
+    Sums of 64 queries by 512 are half of all registers, so on Hopper 16 rows come at a time; with
+    32 the compiler would keep some in memory. Turning FP8 into numbers takes registers of its own
+    (1.5 KB a thread in memory beside 64 queries), so there are 16 queries then.
     """
     block_c, block_r = max(16, _power_of_two(rank)), max(16, _power_of_two(rope))
     if scaled:
@@ -310,7 +310,7 @@ def _settle(
     block_q = max(16, min(most, _power_of_two(n_rows)))
     if dtype == torch.float32:
         block_q = 16
-    few = at < (8, 0) or dtype == torch.float32 or scaled or block_q == 64
+    few = at < (8, 0) or dtype == torch.float32 or scaled or (block_q == 64 and at >= (9, 0))
     block_n = 16 if few else 32
     warps = 8 if block_q * block_c >= 64 * 512 or (wide and scaled) else 4
     constexprs = {
