@@ -16,7 +16,7 @@ from minids3.train.log import read_log
 ROOT = Path(__file__).parents[2]
 README = "torchrun --nproc-per-node 4 -m minids3.train mini --ep 2 --dp 2"
 SHORT = (
-    *("--steps", "8", "--eval-every", "4", "--save-every", "4", "--set", "batch_size=4"),
+    *("--tokens", "1024", "--eval-every", "4", "--save-every", "4", "--set", "batch_size=4"),
     *("--set", "seq_len=32", "--set", "eval_batches=1"),
 )
 

@@ -223,7 +223,7 @@ def test_loss_and_gradients_are_those_of_one_process(ranks):
         for rank, (cases, _) in enumerate(ranks)
         for case, found in cases.items()
         for name in ("losses", "grads", "norm", "evaluation", "halved")
-        if name in found and not found[name] < 2e-6
+        if name in found and not found[name] < 5e-6  # fp32, added in another order
     }
     assert wrong == {}
     assert all(f["loads"] == 0 for cases, _ in ranks for f in cases.values())

@@ -306,7 +306,7 @@ def process_group(options: dict[str, Any], timeout: int, work_dir: Path) -> Iter
     if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost") and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     backend = "nccl" if options["device"].startswith("cuda") else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    _join(backend, datetime.timedelta(seconds=timeout))
     try:
         yield
     except RuntimeError as error:
@@ -321,6 +321,23 @@ def process_group(options: dict[str, Any], timeout: int, work_dir: Path) -> Iter
             f"({str(error).splitlines()[0][:200]})"
         ) from error
     dist.destroy_process_group()
+
+
+def _join(backend: str, timeout: datetime.timedelta) -> None:
+    """Join the group by torchrun's store, in a part of it that is this attempt's.
+
+    Where torchrun has a fixed address, its default, its store outlives a restart, and processes of
+    the new attempt would find the addresses of the old ones.
+    """
+    told = os.environ
+    if told.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    rank, size = int(told["RANK"]), int(told["WORLD_SIZE"])
+    address, port = told["MASTER_ADDR"], int(told["MASTER_PORT"])
+    store = dist.TCPStore(address, port, size, is_master=False, timeout=timeout)
+    own = dist.PrefixStore(f"attempt_{told.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
 
 
 def train_parallel(

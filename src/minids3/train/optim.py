@@ -45,7 +45,6 @@ def build_optimizer(
         if sharded:
             group["params"] = [p for p in group["params"] if not hasattr(p, "to_local")]
             groups.append({**group, "params": sharded})
-    groups = [g for g in groups if g["params"]] or groups[:1]
     if moments == "bf16":
         return Bf16AdamW(groups, lr=lr, betas=betas, eps=eps)
     if moments != "fp32":
