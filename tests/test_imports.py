@@ -84,7 +84,8 @@ def test_only_kernels_import_triton_and_only_the_build_imports_jupyter_formats()
         place = str(path.relative_to(SOURCE))
         for module in imported(path):
             top = module.split(".")[0]
-            if top == "triton" and area(path) != "kernels":
+            # The grader asks whether an answer is one of Triton's kernels.
+            if top == "triton" and area(path) != "kernels" and place != "grade/process/runner.py":
                 wrong.append(f"{place} imports triton")
             if top == "transformers" and area(path) != "bench":
                 wrong.append(f"{place} imports transformers")
@@ -143,7 +144,8 @@ def test_the_rooms_of_the_grader_form_no_circle():
             parts = module.split(".")
             if parts[:2] == ["minids3", "grade"] and len(parts) > 2 and room(parts[2]) != here:
                 arrows.setdefault(here, set()).add(room(parts[2]))
-    assert {"submissions", "process", "judging", "reports", "handout"} <= arrows.keys()
+    rooms = {"submissions", "process", "judging", "reports", "handout"}
+    assert rooms <= arrows.keys() | set().union(*arrows.values())
     for path in (home / "reports").glob("*.py"):  # and none inside the room of the pages
         names = [m.rpartition(".")[2] for m in imported(path) if ".reports." in m]
         for name in names:

@@ -453,6 +453,8 @@ for name, (schedule, costs) in compared.items():
 # all of the backward?
 
 # %%
+from itertools import pairwise
+
 from minids3.sim.comm import PUBLISHED_TRACE as TRACE
 
 ATTENTION = 542 / (542 + 793)  # MFLOP of a token in one layer, forward
@@ -479,7 +481,7 @@ def pair_of(order, layers=4, waiting=0.0):
                 (f"{task} {n}", took + waiting * links))
         for way in (("attn F", "dispatch F", "mlp F", "combine F"),
                     ("combine B", "mlp B", "dispatch B", "attn B")):
-            for before, after in zip(way, way[1:]):
+            for before, after in pairwise(way):
                 needs[f"{after} {n}"] = [f"{before} {n}"]
             if n:
                 needs[f"{way[0]} {n}"] = [f"{way[-1]} {n - 1}"]
@@ -691,7 +693,7 @@ print(f"a pair, {PAIR_S:.3f} s, against F + B, {apart:.3f} s: "
 
 # %%
 for extra in (0, 10, 20, 40):
-    def all_but_last(seconds):
+    def all_but_last(seconds, extra=extra):
         return [seconds] * 15 + [seconds * (1 + extra / 100)]
 
     uneven = simulate(make_schedule("1f1b", 16, 120), Costs(

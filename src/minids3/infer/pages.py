@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from minids3.config import ModelConfig
-from minids3.ref.attention import packed_bytes
+from minids3.numerics.pages import packed_bytes
 
 __all__ = ["OutOfPages", "PagePool", "extend_digests", "page_memory"]
 

@@ -26,7 +26,7 @@ from minids3.kernels.compile import Spec
 from minids3.kernels.fp8 import decode_e4m3
 from minids3.kernels.language import jit, tl
 from minids3.kernels.launch import capability, cdiv, check_tensors, fp8_mode
-from minids3.ref.attention import check_pages
+from minids3.numerics.pages import check_pages
 
 __all__ = ["SPECS", "latent_decode", "splits_for"]
 

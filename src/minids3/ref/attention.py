@@ -8,22 +8,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minids3.numerics.pages import SCALED, check_pages, packed_bytes
 from minids3.ref.norm import rms_norm_ref
 from minids3.ref.quant import dequantize_ref, quantize_ref
 from minids3.ref.rope import apply_rope_ref
 
 __all__ = [
     "causal_attention_ref",
-    "check_pages",
     "latent_attention_ref",
     "latent_decode_ref",
     "merge_splits_ref",
     "pack_latent_ref",
-    "packed_bytes",
     "unpack_latent_ref",
 ]
-
-SCALED = 128  # numbers of a latent that share a scale
 
 
 def causal_attention_ref(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
@@ -198,20 +195,6 @@ def merge_splits_ref(out: Tensor, lse: Tensor) -> Tensor:
     return (weights[..., None] * out.masked_fill(weights[..., None] == 0, 0.0)).sum(-2)
 
 
-def packed_bytes(rank: int, rope: int) -> int:
-    """Bytes of a cache line in FP8: C codes, an fp32 scale for every 128, R rotary BF16; V3: 656.
-
-    Raises:
-        ValueError: C is no multiple of 128, or R is odd.
-    """
-    if rank < SCALED or rank % SCALED or rope % 2:
-        raise ValueError(
-            f"a latent of rank {rank} and {rope} rotary channels has no FP8 line: the rank must be "
-            f"a multiple of {SCALED}, the rotary channels an even number"
-        )
-    return rank + 4 * (rank // SCALED) + 2 * rope
-
-
 def pack_latent_ref(latent: Tensor, rank: int) -> Tensor:
     """Write latents as FP8 cache lines: the rotary key stays BF16, since positions must be exact.
 
@@ -245,26 +228,3 @@ def unpack_latent_ref(lines: Tensor, rank: int) -> Tensor:
     latent = dequantize_ref(codes.view(torch.float8_e4m3fn), scales.view(torch.float32))
     both = torch.cat((latent, rope.view(torch.bfloat16).float()), 1)
     return both.view(*lines.shape[:-1], -1)
-
-
-def check_pages(q: Tensor, pages: Tensor, table: Tensor, lengths: Tensor, rank: int) -> None:
-    """Refuse arguments of ``latent_decode_ref`` that do not fit, by name."""
-    if q.ndim != 4 or pages.ndim != 3 or table.ndim != 2 or lengths.ndim != 1:
-        raise ValueError(
-            "q must be [B, T, H, C + R], pages [pages, page, width], table [B, most] and lengths "
-            f"[B]; got {list(q.shape)}, {list(pages.shape)}, {list(table.shape)}, "
-            f"{list(lengths.shape)}"
-        )
-    width = q.shape[-1]
-    if not 0 < rank < width:
-        raise ValueError(f"rank={rank} must lie between 1 and the width of q, {width}, exclusive")
-    want = packed_bytes(rank, width - rank) if pages.dtype == torch.uint8 else width
-    if pages.shape[-1] != want:
-        raise ValueError(f"pages are {pages.shape[-1]} wide; for q of width {width} it is {want}")
-    if not (q.shape[0] == table.shape[0] == lengths.shape[0]):
-        raise ValueError(
-            f"{q.shape[0]} sequences in q, {table.shape[0]} in table, {lengths.shape[0]} in lengths"
-        )
-    for name, tensor in (("table", table), ("lengths", lengths)):
-        if tensor.is_floating_point() or tensor.dtype == torch.bool:
-            raise ValueError(f"{name} holds {tensor.dtype}; it must be int32 or int64")
