@@ -37,8 +37,9 @@ REQUESTS, PROMPT, NEW = 16, 64, 96
 
 def _models(device: str, dtype: torch.dtype) -> tuple[Transformer, nn.Module, str]:
     """Ours, theirs with the same weights, and which they are."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, logging
 
+    logging.set_verbosity_error()  # it would report every tensor of the MTP module, left out there
     try:
         model, name = load_shipped("mini_chat"), "the shipped mini_chat"
     except ModelFileError:

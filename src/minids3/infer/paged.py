@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,6 @@ from torch import Tensor
 
 from minids3.infer.prepared import PreparedBlock, PreparedNorm, why_not_prepared
 from minids3.model.block import Block
-from minids3.model.mtp import MTPModule
 from minids3.model.transformer import Transformer
 from minids3.nn import GroupedQueryAttention, LatentAttention
 from minids3.nn.attention import causal_sdpa
@@ -157,7 +157,8 @@ class PagedModel:
         self.model, self.memory, self.page = model, memory, page
         self.device = model.lm_head.weight.device
         self.packs = memory[0].dtype == torch.uint8
-        blocks = [*model.layers, *([model.mtp[0].block] if drafts else [])]
+        modules: list[Any] = list(model.mtp)[:1] if drafts else []
+        blocks = self._blocks = [*model.layers, *(module.block for module in modules)]
         for block in blocks:
             if not isinstance(block, Block) or not isinstance(
                 block.self_attn, LatentAttention | GroupedQueryAttention
@@ -191,7 +192,7 @@ class PagedModel:
 
         ``hidden [N, D]`` belongs to the pass's positions, its ids are the tokens *after* these.
         """
-        module: MTPModule = self.model.mtp[0]
+        module: Any = self.model.mtp[0]
         embedding = F.embedding(batch.ids, self.model.embed_tokens.weight)
         joined = torch.cat((module.enorm(embedding), module.hnorm(hidden)), -1)
         return module.norm(self._block(self.layers, module.eh_proj(joined), batch))
@@ -206,7 +207,7 @@ class PagedModel:
         if self.prepared is not None:
             cos, sin = self.cos[batch.positions], self.sin[batch.positions]
             return self.prepared[layer](x, _PagedPlace(batch, memory, cos, sin))
-        block = self.model.layers[layer] if layer < self.layers else self.model.mtp[0].block
+        block: Any = self._blocks[layer]
         cos, sin = self.model.rope_cos[batch.positions], self.model.rope_sin[batch.positions]
         h = block.input_layernorm(x)[None]  # one text, as far as projections are concerned
         attend = self._latent if isinstance(block.self_attn, LatentAttention) else self._grouped

@@ -12,7 +12,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from minids3.infer.engine import Engine, Event, Sampling
@@ -70,7 +70,7 @@ class Service:
 
     async def stream(
         self, prompt: Sequence[int], sampling: Sampling, seconds: float
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Serve one request; leaving the loop early cancels it.
 
         Raises:

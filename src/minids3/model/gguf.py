@@ -89,7 +89,8 @@ def gguf_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     yield "token_embd.weight", model.embed_tokens.weight
     yield "output_norm.weight", model.norm.weight
     yield "output.weight", model.lm_head.weight
-    for i, layer in enumerate(model.layers):
+    layers: list[Any] = list(model.layers)
+    for i, layer in enumerate(layers):
         attention, mlp, at = layer.self_attn, layer.mlp, f"blk.{i}."
         yield at + "attn_norm.weight", layer.input_layernorm.weight
         yield at + "attn_q_a.weight", attention.q_a_proj.weight
