@@ -237,12 +237,12 @@ viz.show(fig, dpi=88, alt="Share of idle rows by skew of the gate, from 0 "
 #
 # But look at the left end. With a perfectly fair gate, which is what V3 pays
 # for with its biases, padding to the fullest loses a fifth to chance and
-# tiles of 128 lose a third: **padding wins exactly there**. With about 128
-# rows each, half of the experts need a second tile for a few rows. Tiles win
-# as soon as the load is uneven, or as experts have more rows than a tile. Two
-# things help them: more rows to an expert (more tokens, or fewer experts on
-# this GPU), and lower tiles. The library switches to 64 rows when experts are
-# small.
+# tiles of 128 lose a third: **padding wins exactly there** (tiles of 64 are
+# level with it). With about 128 rows each, half of the experts need a second
+# tile for a few rows. Tiles win as soon as the load is uneven, or as experts
+# have more rows than a tile. Two things help them: more rows to an expert
+# (more tokens, or fewer experts on this GPU), and lower tiles. The library
+# switches to 64 rows when experts are small.
 
 # %% tags=["nbval-check-output"]
 print("never too few programs:   ", all(s >= 0 for s in spare))
