@@ -1,5 +1,7 @@
 """Kernels as exercises: guarded outputs, errors, and what a check says of them."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -117,7 +119,7 @@ def past_the_input(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
     ],
 )
 def test_what_is_not_its_own_ends_the_check_and_nothing_else(fn, words):
-    item = run(jit(fn)).items[-1]
+    item = run(jit(fn)).items[0]
     assert (item.label, item.status) == ("runs", "no")
     assert words in item.reason
 
@@ -183,3 +185,15 @@ def test_guards_see_a_single_changed_number(dtype):
         assert g.written()
         g.buffer[place] = 1
         assert not g.untouched()
+
+
+def test_what_idle_lanes_compute_warns_nobody():
+    @jit
+    def idle(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+        i = tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + i, i < n)
+        tl.store(out_ptr + i, x * 0.0 + (x - x), i < n)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(idle)

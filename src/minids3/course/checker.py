@@ -205,8 +205,10 @@ class Checker:
                 reason = str(error) or "still a stub. Write its body, then run both cells again"
                 raise _Failure(reason) from None
             except OutOfBounds as error:
-                self.outputs.append([snapshot(o.buffer) for o in outputs])
-                raise _Failure(short(error)) from None
+                self.outputs.append([*(snapshot(o.buffer) for o in outputs), str(error)])
+                if label is None:
+                    raise _Failure(short(error)) from None
+                return self._note(label, "no", short(error))
             except (Exception, SystemExit) as error:
                 self.outputs.append(_raised(error))
                 raise _Failure(_exception_text(error, self._fn)) from error
