@@ -872,8 +872,6 @@ for who in LOOKS:
           f"({many / few_ - 1:+.0%})")
 
 # %% tags=["fold"]
-
-# %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.4, 3))
 for i, (who, role) in enumerate(LOOKS.items()):
     bars = ax.bar(np.arange(2) + 0.17 * (i - 2),
