@@ -736,8 +736,8 @@ for ax, kind in zip(axes, DATA):
            title=f"{kind} numbers")
 axes[0].set_ylabel("relative error (%)")
 axes[1].plot(4096, 2, "D", ms=7, color=viz.COLORS["published"])
-axes[1].annotate("TR: nearly 2 %", (4096, 2), (-8, -3), fontsize=8,
-                 ha="right", textcoords="offset points",
+axes[1].annotate("TR: nearly 2 %", (4096, 2), (0, -15), fontsize=8,
+                 ha="center", textcoords="offset points",
                  color=viz.COLORS["published"])
 axes[0].legend(fontsize=8)
 fig.tight_layout()
@@ -821,7 +821,7 @@ ax.plot(bits, rule, "o-", color=viz.COLORS["control"],
 ax.plot(bits, gentle, "s-", color=viz.PALETTE[5],
         label="only the register is cut")
 ax.plot(13, 2, "D", ms=7, color=viz.COLORS["published"])
-ax.annotate("TR: nearly 2 %", (13, 2), (9, -3), fontsize=8,
+ax.annotate("TR: nearly 2 %", (13, 2), (-9, -3), fontsize=8, ha="right",
             color=viz.COLORS["published"], textcoords="offset points")
 ax.axvline(13, color="0.7", lw=0.8, zorder=0)
 ax.set(yscale="log", xlabel="fraction bits of the register",
