@@ -190,10 +190,10 @@ def test_guards_see_a_single_changed_number(dtype):
 def test_what_idle_lanes_compute_warns_nobody():
     @jit
     def idle(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
-        i = tl.arange(0, BLOCK)
+        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + i, i < n)
-        tl.store(out_ptr + i, x * 0.0 + (x - x), i < n)
+        tl.store(out_ptr + i, x + 1 + 0.0 * (x - x), i < n)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(idle)
+        assert [i.status for i in run(idle).items] == ["ok"] * 4
