@@ -91,7 +91,8 @@ def test_short_names_are_defined():
     def tags(text):
         return {a or b for a, b in TAG.findall(text)}
 
-    own = {"CHAIN", "DONE", "DOT", "JOB", "LAYER", "NEW", "ROWS", "SIGN"}  # kinds of token and constants in brackets
+    # Kinds of token, constants and the like in brackets.
+    own = {"CHAIN", "DONE", "DOT", "JOB", "LAYER", "NEW", "ROWS", "SIGN"}
     assert missing(lambda text: tags(text) - own, SHORT) == {}
 
 
