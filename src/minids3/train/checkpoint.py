@@ -31,11 +31,13 @@ from torch import Tensor, nn
 from minids3.model.files import unique_tensors
 
 __all__ = [
+    "PARALLEL_FORMAT",
     "CheckpointError",
     "checkpoint_run",
     "latest_checkpoint",
     "load_checkpoint",
     "prepare_folder",
+    "prune_checkpoints",
     "save_checkpoint",
 ]
 
