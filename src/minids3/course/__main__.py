@@ -97,10 +97,10 @@ def _seeds(args: argparse.Namespace) -> int:
     for name in args.exercise or [""]:
         found = [e for e in exercises() if e.notebook.startswith(name)]
         chosen += found if found else [get(name)]
-    found = seeds.run(chosen, args.count, args.progress)
-    for text in found:
+    faults = seeds.run(chosen, args.count, args.progress)
+    for text in faults:
         print(text)
-    return 1 if found else 0
+    return 1 if faults else 0
 
 
 _COMMANDS = {

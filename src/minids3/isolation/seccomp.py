@@ -159,15 +159,16 @@ def _program(kernel: bool) -> bytes:
     if machine == "x86_64":
         code += [_op(_ABOVE, 0x40000000, 0, 1), *refuse]  # the x32 numbers
     free = _KERNEL_NEEDS if kernel else set()
-    for number in (_CLONE3[column], _OPENAT2[column]):  # callers fall back to the older call
-        code += [_op(_EQUAL, number, 0, 1), _op(_RETURN, _ERRNO | _ENOSYS)]
+    for newer in (_CLONE3[column], _OPENAT2[column]):  # callers fall back to the older call
+        code += [_op(_EQUAL, newer, 0, 1), _op(_RETURN, _ERRNO | _ENOSYS)]
     code += _arguments(column, refuse[0], kernel)
     if not kernel:
         code += _own_alone(column, refuse, argument)
     for name, numbers in _CALLS.items():
-        if numbers[column] is not None and name not in free:
+        call = numbers[column]
+        if call is not None and name not in free:
             answer = [_op(_RETURN, _ERRNO)] if name in _PRETENDED else refuse
-            code += [_op(_EQUAL, numbers[column], 0, 1), *answer]
+            code += [_op(_EQUAL, call, 0, 1), *answer]
     return b"".join([*code, _op(_RETURN, _ALLOW)])
 
 

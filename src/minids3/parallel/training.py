@@ -335,8 +335,9 @@ def _join(backend: str, timeout: datetime.timedelta) -> None:
         return
     rank, size = int(told["RANK"]), int(told["WORLD_SIZE"])
     address, port = told["MASTER_ADDR"], int(told["MASTER_PORT"])
-    store = dist.TCPStore(address, port, size, is_master=False, timeout=timeout)
-    own = dist.PrefixStore(f"attempt_{told.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    attempt = told.get("TORCHELASTIC_RESTART_COUNT", 0)
+    store = dist.TCPStore(address, port, size, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
+    own = dist.PrefixStore(f"attempt_{attempt}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
 
 
