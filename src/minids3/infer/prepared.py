@@ -40,6 +40,9 @@ __all__ = ["PreparedBlock", "PreparedDecoder", "PreparedNorm", "why_not_prepared
 FEW_ROWS = 16
 """Up to so many tokens times chosen experts, a loop is faster than sorting rows by expert."""
 
+MOST_WASTED = 1 << 24
+"""So many multiply-adds for nothing take as long as sorting rows and a product for each expert."""
+
 MOST_ADDED = 1 << 20
 """Reading so many more numbers a layer takes as long as the calls that are saved."""
 
@@ -272,11 +275,17 @@ class _Mixture:
             )
         elif indices.numel() <= FEW_ROWS:
             x = self.one_by_one(x, h, indices, weights)
+        elif self.wasted(*indices.shape) <= MOST_WASTED:
+            x = x + self.all(h, indices, weights)
         else:
             x = x + self.experts(h, indices, weights)
         if self.shares:
             x = torch.addmm(x, _swiglu(F.linear(h, self.shared_gate_up)), self.shared_down)
         return x
+
+    def wasted(self, rows: int, top_k: int) -> int:
+        """Multiply-adds that nobody asked for, if all experts see all ``rows``."""
+        return rows * (len(self.gate_up) - top_k) * 3 * self.down[0].numel()
 
     def one_by_one(self, x: Tensor, h: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """Add to ``x [B, D]`` what each row's experts make of ``h [B, D]``."""
