@@ -273,8 +273,8 @@ def _run(args: argparse.Namespace, book: Any, left: list[Any], names: dict[str, 
     tasks = [book.task(s) for s in left]
     jobs = max(1, min(args.jobs or os.cpu_count() or 1, len(tasks) or 1))
     limits = Limits(**book.options.limits)
-    # As long as all limits together allow, so that it is theirs to say what took too long.
-    seconds = READING_SECONDS + 300 + len(book.pristine.ids) * (limits.exercise_seconds + 60)
+    # Longer than all limits together allow, so that it is theirs to say what took too long.
+    seconds = READING_SECONDS + 600 + 6 * len(book.pristine.ids) * limits.exercise_seconds
     hide = {} if tasks else {"disable": True}  # not False: TQDM_DISABLE decides then
     with tqdm(total=len(tasks), desc=f"grading {book.pristine.name}", **hide) as bar:
         for task, grade, error in Pool(jobs).run(tasks, seconds):

@@ -55,7 +55,7 @@ class Limits:
 
     call_seconds: float = 10.0  # one call, of the processor's time
     load_seconds: float = 20.0  # the cells before and with the answer
-    exercise_seconds: float = 180.0  # all calls of one exercise together, by the clock
+    exercise_seconds: float = 180.0  # all calls of one exercise together, of its own time
     cpu_seconds: int = 40
     memory_mib: int = 2048  # beyond what torch itself takes
     file_mib: int = 32

@@ -100,3 +100,30 @@ def test_numbers_without_tensors_are_told_as_they_are():
 def test_steps_that_are_none(step):
     with pytest.raises((ValueError, AttributeError, RuntimeError, KeyError, TypeError)):
         repeat([], [step], {"number": 1})
+
+
+def by_head(x):
+    out = torch.zeros(2, 3)
+    for h in range(2):
+        out[h] = x * (h + 1)
+    return out
+
+
+def into(x):
+    out = torch.empty(2, 3)
+    torch.mul(x, 2, out=out[0])
+    out[1].copy_(x).add_(x)
+    return out
+
+
+def by_index(x):
+    out = torch.zeros(2, 3)
+    out[torch.tensor([0, 1])] = x
+    return out[:, 1:].T
+
+
+@pytest.mark.parametrize("fn", [by_head, into, by_index])
+def test_an_output_that_was_made_first_and_written_later(fn):
+    x = torch.randn(3)
+    value, _ = again(fn, x)
+    assert torch.equal(value, fn(x))

@@ -62,9 +62,10 @@ class Recorder(TorchDispatchMode):
         self.steps: list[dict[str, Any]] = []
         self._numbers: dict[int, int] = {}
         self._kept: list[Tensor] = []  # so that no id is used twice
-        self._from_arguments: set[int] = set()
+        self._derived: set[int] = set()  # memory that holds something of the arguments
         for t in arguments:
-            self._from_arguments.add(self._number(t))
+            self._number(t)
+            self._derived.add(_memory(t))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -83,8 +84,10 @@ class Recorder(TorchDispatchMode):
         made = [t for t in flat(out) if isinstance(t, Tensor)]
         step["gives"] = [self._number(t) for t in made]
         self.steps.append(step)
-        if self._from_arguments.intersection(used):
-            self._from_arguments.update(step["gives"])
+        if self._any_derived(
+            used
+        ):  # in place of a view it is the whole tensor's memory that has it
+            self._derived.update(map(_memory, [*made, *_written(func, args, kwargs)]))
         if len(self.steps) > _STEPS:
             raise RuntimeError(f"more than {_STEPS} operations")
         return out
@@ -97,7 +100,7 @@ class Recorder(TorchDispatchMode):
         """
         used: list[int] = []
         form = self.form(value, used)
-        if used and not self._from_arguments.intersection(used):
+        if used and not self._any_derived(used):
             raise TypeError(
                 "the multiply-adds cannot be counted: compute the result from the arguments with "
                 "PyTorch, not by way of NumPy or Python's numbers"
@@ -123,11 +126,32 @@ class Recorder(TorchDispatchMode):
             return {"name": str(value)}
         return {"plain": wire.encode(value)}
 
+    def _any_derived(self, numbers: list[int]) -> bool:
+        return any(_memory(self._kept[n]) in self._derived for n in numbers)
+
     def _number(self, t: Tensor) -> int:
         if id(t) not in self._numbers:
             self._numbers[id(t)] = len(self._kept)
             self._kept.append(t)
         return self._numbers[id(t)]
+
+
+def _memory(t: Tensor) -> int:
+    """Return what tensors have in common that are views of one memory."""
+    try:
+        return t.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # a sparse one
+        return id(t)
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """Return the tensors that an operation writes into, such as ``out``."""
+    found = []
+    for number, spec in enumerate(func._schema.arguments):
+        if spec.alias_info is not None and spec.alias_info.is_write:
+            value = args[number] if number < len(args) else kwargs.get(spec.name)
+            found += [t for t in flat(value) if isinstance(t, Tensor)]
+    return found
 
 
 def flat(value: Any) -> list[Any]:

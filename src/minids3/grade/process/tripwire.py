@@ -64,9 +64,12 @@ def resolve(name: str) -> tuple[Any, str, Any] | None:
 
 
 def _functions(cls: type) -> Iterator[types.FunctionType]:
+    """Yield a class's own functions; what it only borrowed, others need (``typing.Protocol``)."""
     for value in vars(cls).values():
         inner = getattr(value, "__func__", value)
-        if isinstance(inner, types.FunctionType):
+        if not isinstance(inner, types.FunctionType) or inner.__module__ != cls.__module__:
+            continue
+        if inner.__qualname__.startswith(f"{cls.__qualname__}."):
             yield inner
 
 
