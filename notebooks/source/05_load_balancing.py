@@ -533,21 +533,22 @@ print("    and within 0.06 nats of no balancing:",
       abs(steered_loss - wild_loss) < 0.06)
 
 # %% [markdown]
-# **Over three seeds.** Without balancing MaxVio ends at 4.2 to 6.0, and 7,
-# 7 and 16 of the 32 experts are practically off. The auxiliary loss at
-# weight 5 brings it to 0.2 to 0.3 and costs 0.24 to 0.72 nats against the
-# bias. The bias brings it to 0.4 to 0.5.
+# **Over three seeds**, and in the run above, which repeats the first of them
+# with a library that differs in the last bits: without balancing MaxVio ends
+# at 4.2 to 6.0, and 7 to 16 of the 32 experts are practically off. The
+# auxiliary loss at weight 5 brings it to 0.2 to 0.3 and costs 0.22 to 0.72
+# nats against the bias. The bias brings it to 0.4 to 0.5.
 #
-# And the loss of language? Without balancing 0.789, 0.784, 0.791; with the
-# bias 0.809, 0.816, 0.786; with the sequence-wise loss beside it 0.791,
-# 0.810, 0.803. So no: the bias does not make the model *better* here. On
-# average it is 0.016 worse than a run that uses a handful of experts, which is
-# about as much as it moves from seed to seed. Our reading: in two hundred
-# steps everybody is short of practice, and a few experts that see all
-# tokens learn sooner than sixteen that share them. We gave both four times
-# the steps (`STEPS = 800` in section 5.0): 0.608, 0.594, 0.615 without
-# balancing, 0.611, 0.601, 0.604 with the bias. On average the gap is gone,
-# and MaxVio stayed at 4.4 to 5.7 against 0.3.
+# And the loss of language? Seed by seed, without balancing 0.789, 0.784,
+# 0.791; with the bias 0.809, 0.816, 0.786; with the sequence-wise loss beside
+# it 0.791, 0.810, 0.803 (above: 0.790, 0.806, 0.785). So no: the bias does
+# not make the model *better* here. On average it is 0.016 worse than a run
+# that uses a handful of experts, which is about as much as it moves from seed
+# to seed. Our reading: in two hundred steps everybody is short of practice,
+# and a few experts that see all tokens learn sooner than sixteen that share
+# them. We gave both four times the steps (`STEPS = 800` in section 5.0):
+# 0.608, 0.594, 0.615 without balancing, 0.611, 0.601, 0.604 with the bias. On
+# average the gap is gone, and MaxVio stayed at 4.4 to 5.7 against 0.3.
 #
 # Of the sequence-wise loss we see one thing for certain: what it minimises,
 # `Σ f P`, was lower in all three seeds (1.14 to 1.20 against 1.18 to 1.29).
@@ -763,7 +764,7 @@ print("mixed groups tell next to nothing:",
 # The bias leaves experts free to have a favourite, as long as all domains
 # together keep everyone busy. A strong auxiliary loss wants something else:
 # that the average *score* of every expert be alike, and the easiest way is
-# to stop preferring anybody. Over three seeds the bias gave 0.26 to 0.37
+# to stop preferring anybody. Over three seeds the bias gave 0.26 to 0.38
 # bits, the auxiliary loss 0.04 to 0.09. Even the run without balancing has
 # less, 0.11 to 0.19: two overloaded experts serve all domains.
 #
