@@ -4,9 +4,10 @@ A function that gives zeros of the right shape *runs*, has shape and dtype, and 
 zero happens to be. One that has learned the printed examples by heart is right on these. So an item
 is *evidence* only if no such baseline passes it for several seeds, and an item earns its points
 only where evidence passes in the same part of the check, or everywhere. An answer that passes
-nothing that some known mistake does not pass, too, has at most half of the points. Both rules look
-at the items that passed and at nothing else, so that a mistake cannot be hidden, and an answer that
-passes more never has less.
+nothing that some known mistake does not pass, too, has at most half of the points; what a result
+cost is left out there, since a program can lie about that. Both rules look at the items that passed
+and at nothing else, so that a mistake cannot be hidden, and an answer that passes more never has
+less.
 """
 
 from __future__ import annotations
@@ -69,10 +70,11 @@ def earning(exercise: Exercise, passed: Iterable[int]) -> set[int]:
 
 def most(exercise: Exercise, passed: Iterable[int]) -> float:
     """Return the largest share of the points that an answer which passed these items can have."""
-    passed = set(passed)
-    if len(passed) == len(solution_items(exercise, 0)):
+    items, passed = solution_items(exercise, 0), set(passed)
+    if len(passed) == len(items):
         return 1.0
-    return KNOWN if any(passed <= known for known in passed_by_mutants(exercise)) else 1.0
+    shown = {n for n in passed if n < len(items) and not items[n].cost}
+    return KNOWN if any(shown <= known for known in passed_by_mutants(exercise)) else 1.0
 
 
 # functions ----------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class Item:
     outputs: int = 0  # how many outputs had been recorded when this item was decided
     part: int = 0  # number of the part it is in; 0 is what is in none
     begin: int = 0  # how many outputs had been recorded when its part began
+    cost: bool = False  # it is about how a result was come by, which its value does not show
 
 
 class Stop(Exception):
@@ -341,8 +342,11 @@ class Checker:
         """State that lists, strings, dicts or integer tensors are exactly ``expected``."""
         self.close(got, expected, name, label or f"{name} is right", rtol=0, atol=0)
 
-    def true(self, condition: Any, label: str, why: str = "") -> None:
-        """State a property; ``why`` is said when it does not hold. A callable is called."""
+    def true(self, condition: Any, label: str, why: str = "", *, cost: bool = False) -> None:
+        """State a property; ``why`` is said when it does not hold. A callable is called.
+
+        ``cost``: it is about how a result was come by, not about its value.
+        """
         try:
             holds = bool(condition() if callable(condition) else condition)
         except Stop:
@@ -350,6 +354,7 @@ class Checker:
         except Exception as error:
             self._fail(label, f"{why} ({type(error).__name__})".strip())
         self._note(label, "ok" if holds else "no", "" if holds else why)
+        self.items[-1].cost = cost
 
     @contextlib.contextmanager
     def part(self) -> Iterator[None]:

@@ -268,7 +268,7 @@ def check_attend_absorbed(c):
         limit = heads * (length * pair + fold)
         label = "one query on 200 cached tokens rebuilds no key and no value"
         why = f"{counter.total:,} multiply-adds, {limit:,} are enough"
-        c.true(counter.total <= 1.1 * limit, label, why)
+        c.true(counter.total <= 1.1 * limit, label, why, cost=True)
     with c.part():
         c.grad(
             args=args,
