@@ -337,8 +337,10 @@ def _where_they_were(folder: Path, n: int, timeout: float) -> str:
             continue
         path = folder / f"stack_{rank}"
         stack = path.read_text(encoding="utf-8") if path.exists() else ""
-        lines = re.findall(r'File "[^"]*?work\.py", line (\d+) in (\w+)', stack)
-        inner = re.search(r'File "[^"]*", line \d+ in (\w+)', stack)
+        own = re.compile(r'File "[^"]*?work\.py", line (\d+) in (\w+)')
+        threads = [thread for thread in stack.split("\n\n") if own.search(thread)]
+        lines = own.findall(threads[0]) if threads else []
+        inner = re.search(r'File "[^"]*", line \d+ in (\w+)', threads[0]) if threads else None
         if lines:
             doing = f" (in {inner[1]})" if inner and inner[1] != lines[0][1] else ""
             text.append(f"rank {rank} was at work.py, line {lines[0][0]}, in {lines[0][1]}{doing}")
