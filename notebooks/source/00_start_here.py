@@ -148,8 +148,8 @@ viz.text_table(["domain", "you write", "untrained goes on",
 # **ISCA** their hardware paper (arXiv 2505.09343), **2nd** means second-hand.
 # A number without a tag is computed or measured in front of you. (The H800 is
 # the version of NVIDIA's H100 that could be sold to China in 2023.) V3 is the
-# last of its line whose every part fits into one workbook. What became of each
-# idea since is said at the end of its notebook.
+# last of its line whose every part fits into one workbook. What became of
+# each idea since is said at the end of its notebook.
 #
 # This is the road there. Full discs are open; outlines are still being built.
 
@@ -236,8 +236,8 @@ _ = check("rms-norm", hasty, dry=True)
 # - **Progress** is kept on your own machine, in a folder `.minids3` in your
 #   home, and nowhere else.
 # - The checks are not a lock. They are a friend who reads your code quickly.
-#   If an AI assistant helps you, let it read `AGENTS.md` in the repository: it
-#   asks it to explain and not to solve.
+#   If an AI assistant helps you, let it read `AGENTS.md` in the repository:
+#   it asks it to explain and not to solve.
 #
 # The first level of help looks like this:
 
@@ -300,9 +300,9 @@ progress("00")
 #
 # **The loss** is the average surprise, in **nats per token**: minus the
 # natural logarithm of the probability that the model gave to the token that
-# came. Somebody who knows nothing pays ln(2048) = 7.62. Somebody who knows how
-# common each token is pays less. And because we wrote the grammar, we know
-# what somebody would pay who knows *everything except the dice*: the
+# came. Somebody who knows nothing pays ln(2048) = 7.62. Somebody who knows
+# how common each token is pays less. And because we wrote the grammar, we
+# know what somebody would pay who knows *everything except the dice*: the
 # **entropy floor**. No model gets below it on average.
 #
 # **Guess before you run:** how far above the floor is the trained model?
@@ -552,8 +552,9 @@ print(f"The plain way costs {ratio:.1f} times the published figure.")
 
 # %% [markdown]
 # Somewhere in the next notebooks that factor has to be found, or the article
-# is wrong. Notebook 04 finds nearly all of it in the experts; FP8, balance and
-# the rest are entered as what the same run would have cost *without* them.
+# is wrong. Notebook 04 finds nearly all of it in the experts; FP8, balance
+# and the rest are entered as what the same run would have cost *without*
+# them.
 #
 # ## The article, so far
 #
@@ -562,10 +563,10 @@ print(f"The plain way costs {ratio:.1f} times the published figure.")
 #
 # ## What became of it
 #
-# DeepSeek-V3 was released in December 2024. V3.2-Exp (September 2025) kept its
-# skeleton and let attention pick 2,048 tokens of the past. V4 (April 2026)
-# replaced attention, optimizer and number format; its sizes, 1.6T and 284B
-# parameters, are second-hand here. Hugging Face's documentation of GLM-5
+# DeepSeek-V3 was released in December 2024. V3.2-Exp (September 2025) kept
+# its skeleton and let attention pick 2,048 tokens of the past. V4 (April
+# 2026) replaced attention, optimizer and number format; its sizes, 1.6T and
+# 284B parameters, are second-hand here. Hugging Face's documentation of GLM-5
 # (2026) describes V3's skeleton: latent attention, 256 experts of which 8
 # work, three dense layers first. So what you build is still in use, and each
 # notebook says at its end where the field went on. All of it as of November

@@ -483,8 +483,8 @@ for pair in zip(inputs[0, :9].tolist(), targets[0, :9].tolist()):
 # Write `lm_loss`. `logits` is `[B, T, V]`, `targets` `[B, T]` holds the next
 # token of each position, or `ignore_index` where nothing is to be learned.
 # Return the mean of −log softmax(logits)[target] over the positions that
-# count, in nats. Logits may be large: `exp(200)` is infinite in 32 bits. Equal
-# logits give ln V whatever the targets are, here ln 2,048 = 7.625.
+# count, in nats. Logits may be large: `exp(200)` is infinite in 32 bits.
+# Equal logits give ln V whatever the targets are, here ln 2,048 = 7.625.
 
 # %%
 # EXERCISE lm-loss
@@ -655,7 +655,8 @@ print(f"leaky  {leaky.history.train_loss[-1]:.2f}   "
 
 # %%
 for name, run in (("leaky", leaky), ("honest", honest)):
-    print(f"{name:7} validation {evaluate(run.model, valid_batches, 4):.2f}")
+    nats = evaluate(run.model, valid_batches, 4)
+    print(f"{name:7} validation {nats:.2f}")
 
 # %% [markdown]
 # Now let both write. While generating there is no next token to peek at.
@@ -720,8 +721,8 @@ viz.show(fig, alt=f"Loss by step: from {history.train_loss[0]:.2f} "
 
 # %% [markdown]
 # Within about fifty steps the curve passes the table of pairs, and from there
-# on it gains from context alone. What is left? Ask each domain for itself: our
-# generator knows the exact entropy of every document it wrote.
+# on it gains from context alone. What is left? Ask each domain for itself:
+# our generator knows the exact entropy of every document it wrote.
 
 # %%
 from minids3.data import DOMAINS
@@ -898,13 +899,14 @@ viz.show(fig, alt="Bars of GPU-hours from zero: the dense 671B model at "
 #
 # ## What became of it
 #
-# The decoder that you built is still the frame of V3.2, of V4 and of most open
-# models of 2026. Two parts of it have moved. The **optimizer**: Muon, which
-# makes a matrix's update orthogonal, is in PyTorch as `torch.optim.Muon`
-# (documentation of 2.14), and Hugging Face's documentation of V4 (April 2026)
-# names it for the weight matrices. And the **residual stream**: mHC (arXiv
-# 2512.24880, December 2025) runs several streams side by side and mixes them
-# by doubly stochastic matrices; V4 has four. Notebook 20 will try both.
+# The decoder that you built is still the frame of V3.2, of V4 and of most
+# open models of 2026. Two parts of it have moved. The **optimizer**: Muon,
+# which makes a matrix's update orthogonal, is in PyTorch as
+# `torch.optim.Muon` (documentation of 2.14), and Hugging Face's documentation
+# of V4 (April 2026) names it for the weight matrices. And the **residual
+# stream**: mHC (arXiv 2512.24880, December 2025) runs several streams side by
+# side and mixes them by doubly stochastic matrices; V4 has four. Notebook 20
+# will try both.
 #
 # ## What this does not show
 #

@@ -344,11 +344,11 @@ viz.show(fig, alt="Cache per token in thousand bytes: " +
 
 # %% [markdown]
 # 70,272 bytes is also what the hardware paper prints for V3 (70.272 KB,
-# ISCA), as are Qwen's and Llama's figures. Its ratio to Llama, 7.28, is
-# not: 516,096 / 70,272 is 7.34. Small slips like that are why this workbook
+# ISCA), as are Qwen's and Llama's figures. Its ratio to Llama, 7.28, is not:
+# 516,096 / 70,272 is 7.34. Small slips like that are why this workbook
 # computes and does not copy. The last bar is how FlashMLA, DeepSeek's own
-# kernels, keep V3's cache since September 2025: the latent in FP8 with a scale
-# for every 128 numbers, 656 bytes a token and layer.
+# kernels, keep V3's cache since September 2025: the latent in FP8 with a
+# scale for every 128 numbers, 656 bytes a token and layer.
 #
 # ## 3.5 What rebuilding costs, and a pair of brackets
 #
@@ -374,11 +374,11 @@ print(f"share of rebuilding:       {rebuild / (rebuild + attention):.1%}")
 # q · (W_UK c)  =  (W_UKᵀ q) · c
 # ```
 #
-# The same number with the brackets moved. On the left a matrix is applied
-# to every cached `c`. On the right it is applied **once**, to the query,
-# which becomes C wide and then meets the latents just as the cache holds them.
-# The values are no different: a weighted sum of `W_UV c_s` is `W_UV`
-# applied to the weighted sum of the `c_s`.
+# The same number with the brackets moved. On the left a matrix is applied to
+# every cached `c`. On the right it is applied **once**, to the query, which
+# becomes C wide and then meets the latents just as the cache holds them. The
+# values are no different: a weighted sum of `W_UV c_s` is `W_UV` applied to
+# the weighted sum of the `c_s`.
 #
 # ```
 # naive      Σ_s a_s (W_UV c_s)        S products with W_UV
@@ -636,8 +636,8 @@ viz.show(fig, alt="Multiply-adds of one layer against length, log-log. One "
 one, prompt = (count_macs(t, 4096, *V3_SIZES) for t in (1, 4096))
 print(f"1 query on 4,096:     naive takes {one[0] / one[1]:.0f} times "
       "as much")
-print(f"4,096 queries:     absorbed takes {prompt[1] / prompt[0]:.1f} times "
-      "as much")
+print(f"4,096 queries:     absorbed takes {prompt[1] / prompt[0]:.1f} "
+      "times as much")
 turn = next(t for t in range(1, 4096)
             if count_macs(t, 65536, *V3_SIZES)[0]
             < count_macs(t, 65536, *V3_SIZES)[1])
@@ -931,19 +931,19 @@ bill.show(upto="03")
 #
 # ## The article, so far
 #
-# Claim 8 (\$0.14 in, \$0.28 out) needs many users on one GPU, and this is what
-# lets them in. Whether the price covers the cost is notebook 16. Of claim 7,
-# the frugal architecture, one part is settled: a cache 71 times smaller than
-# multi-head attention's with the same heads.
+# Claim 8 (\$0.14 in, \$0.28 out) needs many users on one GPU, and this is
+# what lets them in. Whether the price covers the cost is notebook 16. Of
+# claim 7, the frugal architecture, one part is settled: a cache 71 times
+# smaller than multi-head attention's with the same heads.
 #
 # ## What became of it
 #
 # MLA stayed until V3.2. V3.2-Exp (September 2025) put a *lightning indexer*
 # before it: small FP8 dot products choose 2,048 tokens of the past, and MLA
 # attends to those only; GLM-5 (2026) uses both (Hugging Face's
-# documentation). V4 (April 2026) gave MLA up: one vector of 512 numbers is key
-# and value at once, entries stand for several tokens (4 or 128 to 1), and the
-# last 128 tokens are kept whole. Its pages say 10 % of V3.2's cache at a
+# documentation). V4 (April 2026) gave MLA up: one vector of 512 numbers is
+# key and value at once, entries stand for several tokens (4 or 128 to 1), and
+# the last 128 tokens are kept whole. Its pages say 10 % of V3.2's cache at a
 # million tokens (second-hand). Kimi K3 and Qwen3.5 mix in linear attention,
 # whose memory does not grow with the text at all. Notebook 20 will build the
 # indexer on your cache. As of November 2026.

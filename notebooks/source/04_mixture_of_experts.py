@@ -245,11 +245,11 @@ viz.show(fig, alt="Scores of eight experts while the affinity of expert 0 "
 
 # %% [markdown]
 # Then three small steps. **Choose** the K largest of `score + bias`. The bias
-# has one number per expert and starts at zero; notebook 05 will use it to even
-# out the load, pushing popular experts down and idle ones up.
-# **Weigh** the chosen K by their scores *without* the bias, divided by their
-# sum. **Scale** by a constant, 2.5 in DeepSeek-V3's code (the report does
-# not mention it).
+# has one number per expert and starts at zero; notebook 05 will use it to
+# even out the load, pushing popular experts down and idle ones up. **Weigh**
+# the chosen K by their scores *without* the bias, divided by their sum.
+# **Scale** by a constant, 2.5 in DeepSeek-V3's code (the report does not
+# mention it).
 
 # %% [markdown]
 # EXERCISE text
@@ -641,10 +641,10 @@ for name, run in runs.items():
 # asks for **8** and **15**. Between the frozen gate and the one that learns
 # these runs see no difference.
 #
-# The group limit has its price too. With the same three seeds, 54 to 58 % were
-# known when any expert could be chosen (`n_group=1, topk_group=1` in
-# `experts_cfg`), and 52 to 55 % with four groups of eight. DeepSeek-V3 pays it
-# for the network's sake.
+# The group limit has its price too. With the same three seeds, 54 to 58 %
+# were known when any expert could be chosen (`n_group=1, topk_group=1` in
+# `experts_cfg`), and 52 to 55 % with four groups of eight. DeepSeek-V3 pays
+# it for the network's sake.
 
 # %% tags=["nbval-check-output"]
 gain = final["experts"] - final["dense"]

@@ -66,12 +66,12 @@ viz.token_strip(names(doc[1:-1].tolist()), nats[:-1].tolist(), high=3.0)
 
 # %% [markdown]
 # Most passes are spent on what was clear already. A pass fetches every weight
-# it needs from memory, multiplies it with one number, and throws it out again.
-# The multipliers wait for the memory. If we had a *guess* for the token after
-# next, the same pass could check it on the side. In a dense model two columns
-# go through the same weights and cost hardly more than one, as long as
-# fetching is what takes the time. (In a mixture of experts they do *not* go
-# through the same weights. Section 6.11 counts what that changes.)
+# it needs from memory, multiplies it with one number, and throws it out
+# again. The multipliers wait for the memory. If we had a *guess* for the
+# token after next, the same pass could check it on the side. In a dense model
+# two columns go through the same weights and cost hardly more than one, as
+# long as fetching is what takes the time. (In a mixture of experts they do
+# *not* go through the same weights. Section 6.11 counts what that changes.)
 #
 # So we need a guess that is good and costs little.
 #
@@ -82,8 +82,8 @@ viz.token_strip(names(doc[1:-1].tolist()), nats[:-1].tolist(), high=3.0)
 # token after next learns more from every position, and may plan ahead. It
 # "mainly aims to improve the performance of the main model", and the module
 # may be thrown away afterwards; drafting comes second. Drafting is what a
-# small model can show well, so we begin with it, and come back to the report's
-# purpose in section 6.10.
+# small model can show well, so we begin with it, and come back to the
+# report's purpose in section 6.10.
 #
 # The plain idea: give the model a second head, which predicts token i+2 from
 # the same hidden vector that predicts token i+1. How much harder is that?
@@ -158,13 +158,13 @@ viz.show(fig, alt="Chain of prediction. Each token i goes into the main "
          "token 5 in the text.", dpi=92)
 
 # %% [markdown]
-# Follow one column upwards. `h 2` has seen tokens 0 to 2 and predicts token 3.
-# `h' 2` is told token 3 as well (papers say: is *conditioned on* it) and
+# Follow one column upwards. `h 2` has seen tokens 0 to 2 and predicts token
+# 3. `h' 2` is told token 3 as well (papers say: is *conditioned on* it) and
 # predicts token 4. The causal chain stays whole: each vector has seen exactly
-# the tokens before the one it predicts. One could go on: a second module takes
-# `h' 2` and token 4 and predicts token 5. In general the module of **depth k**
-# is told token i+k and predicts token i+k+1 (TR section 2.2). DeepSeek-V3 has
-# one, D = 1.
+# the tokens before the one it predicts. One could go on: a second module
+# takes `h' 2` and token 4 and predicts token 5. In general the module of
+# **depth k** is told token i+k and predicts token i+k+1 (TR section 2.2).
+# DeepSeek-V3 has one, D = 1.
 #
 # ## 6.2 Which token where
 #
@@ -211,8 +211,8 @@ print("columns:", ids.shape[1], "and", told.shape[1])
 
 # %% [markdown]
 # Read a row from left to right and it is the text, with one token doubled:
-# what the main model has to *predict*, the module is *told*. The last position
-# of the row is gone, because the row ends before its second token.
+# what the main model has to *predict*, the module is *told*. The last
+# position of the row is gone, because the row ends before its second token.
 #
 # ## 6.3 Two vectors become one
 #
@@ -310,8 +310,8 @@ print("final norm of ones skipped:",
 
 # %% [markdown]
 # If you train from scratch you may choose either order: `eh_proj` learns its
-# columns where they are needed. If you load weights you may not. And the final
-# norm matters only through its learned scales; if they are all one,
+# columns where they are needed. If you load weights you may not. And the
+# final norm matters only through its learned scales; if they are all one,
 # normalising twice is the same as normalising once. A test with fresh weights
 # would have passed either way. (The check above drew random scales for just
 # that reason.)
@@ -625,8 +625,8 @@ viz.show(fig, alt="Training loss. Left, the next token: the three runs lie "
 # %% [markdown]
 # **Over four runs**, three seeds of weights and of data order
 # (`plan.replace(seed=s)` and `PackedBatches(..., seed=s)`) and the one above,
-# which repeats the first of them with a library that differs in the last bits,
-# on the whole validation split:
+# which repeats the first of them with a library that differs in the last
+# bits, on the whole validation split:
 #
 # | | plain | MTP | blind |
 # |---|---|---|---|
@@ -769,11 +769,11 @@ viz.show(fig, alt="Acceptance by domain, MTP and blind: " + "; ".join(
     for d in DOMAINS) + ". A band marks 85 to 90 % published for V3.")
 
 # %% [markdown]
-# Other texts, another number: for MTP the mean of the four is about two points
-# below the packed rows, for the blind module a point above. And only *facts*
-# reaches the published band. Over three seeds *facts* were easiest (90 to
-# 96 %); we did not find out why, and it is not that names are spelled in
-# several tokens: in our tokenizer every name of that domain is one. In
+# Other texts, another number: for MTP the mean of the four is about two
+# points below the packed rows, for the blind module a point above. And only
+# *facts* reaches the published band. Over three seeds *facts* were easiest
+# (90 to 96 %); we did not find out why, and it is not that names are spelled
+# in several tokens: in our tokenizer every name of that domain is one. In
 # *stories* the blind module loses most, 8 to 14 points. In *arithmetic* the
 # seeds disagree: 5 points worse once, 1 to 2 points better twice. Many tokens
 # there are digits which neither module can know.
@@ -1114,14 +1114,14 @@ bill.show(upto="06")
 # %% [markdown]
 # ## The article, so far
 #
-# Claim 8, the price of a token, has a second helper beside the small cache: up
-# to 1.8 times the tokens per second, where the batch is large. Claim 7 gets no
-# hours from here, but a cost: 4 % more FLOPs in training.
+# Claim 8, the price of a token, has a second helper beside the small cache:
+# up to 1.8 times the tokens per second, where the batch is large. Claim 7
+# gets no hours from here, but a cost: 4 % more FLOPs in training.
 #
 # ## What became of it
 #
-# V4 (April 2026) kept one module, with two matrices in place of `eh_proj`, one
-# for the embedding and one for the hidden vector (Hugging Face's
+# V4 (April 2026) kept one module, with two matrices in place of `eh_proj`,
+# one for the embedding and one for the hidden vector (Hugging Face's
 # documentation). Used twice for two drafts, it had 76.9 % of the first and
 # 38.1 % of the second accepted (vLLM issue 41044, second-hand). DeepSeek's
 # DeepSpec (repository, June 2026) trains drafters after the fact: EAGLE-3,

@@ -965,11 +965,11 @@ viz.play(tiles_and_waste, n=(1, 128, 1), block=[4, 8, 16, 32, 64])
 # Triton moved on while this was written: 3.8 (August 2026) lets the
 # interpreter run products of numbers with block scales (`tl.dot_scaled`), 3.9
 # (October 2026) dropped block pointers, which nothing here uses (release
-# pages). Below it grew **Gluon**, in which you place threads and shared memory
-# yourself. DeepSeek writes its newer kernels in **TileLang**: TileKernels
-# (April 2026, repository) has gates, casts and mHC in it, each with a PyTorch
-# reference and a test beside it, as here. And an RTX PRO 6000 (Colab's G4)
-# is one more row of the matrix: `inspect(..., "g4")`.
+# pages). Below it grew **Gluon**, in which you place threads and shared
+# memory yourself. DeepSeek writes its newer kernels in **TileLang**:
+# TileKernels (April 2026, repository) has gates, casts and mHC in it, each
+# with a PyTorch reference and a test beside it, as here. And an RTX PRO 6000
+# (Colab's G4) is one more row of the matrix: `inspect(..., "g4")`.
 #
 # ## What this does not show
 #

@@ -141,9 +141,9 @@ viz.show(byte_figure(0x3C), dpi=88, alt="The byte 0x3C, bits 0 0111 100: "
 # EXERCISE text
 # ### Exercise: read a byte
 #
-# Write `decode_e4m3`. `codes` is a uint8 tensor of any shape; return
-# float32 of the same shape. Do not cast: shift and mask. The codes 0x00, 0x01,
-# 0x38, 0x7E and 0xB8 are 0, 2^−9, 1, 448 and −1.
+# Write `decode_e4m3`. `codes` is a uint8 tensor of any shape; return float32
+# of the same shape. Do not cast: shift and mask. The codes 0x00, 0x01, 0x38,
+# 0x7E and 0xB8 are 0, 2^−9, 1, 448 and −1.
 
 # %%
 # EXERCISE fp8-decode
@@ -559,8 +559,8 @@ for name, n in hurt.items():
 # A scale is a float32, and multiplying by it rounds once more. If it is a
 # **power of two** it only moves exponents, and nothing is rounded at all.
 # DeepSeek-V3 uses them where it hurts most: for the input of the linear layer
-# after attention, and for what it sends to the experts (TR section 3.3.3). Its
-# other FP8 activations are re-tiled as well, with ordinary scales.
+# after attention, and for what it sends to the experts (TR section 3.3.3).
+# Its other FP8 activations are re-tiled as well, with ordinary scales.
 #
 # Powers of two also fit into a byte, an exponent and nothing else: that is
 # **UE8M0**. In V3 it was a special case. It became the rule: V3.2's
@@ -679,10 +679,10 @@ for size in (1.0, 100.0, 5000.0, 20000.0):
 # ### Exercise: fourteen bits, and out in time
 #
 # Write `limited_sum`. `products` is `[R, K]` float64, K a multiple of 32.
-# Follow the three steps; with `promote_every`, move the register to a
-# float32 total after so many products. `cut` is at your disposal. 4,096
-# products of 1 give 4,096 either way; 4,096 products of 1.1875 give 4,374, and
-# with promotion every 128 they give 4,864, which is right.
+# Follow the three steps; with `promote_every`, move the register to a float32
+# total after so many products. `cut` is at your disposal. 4,096 products of 1
+# give 4,096 either way; 4,096 products of 1.1875 give 4,374, and with
+# promotion every 128 they give 4,864, which is right.
 
 # %%
 # EXERCISE fp8-accumulate
@@ -951,8 +951,8 @@ bill.show(upto="08")
 # ## The article, so far
 #
 # Of claim 7, FP8, you know the mechanism: half the bytes, at most twice the
-# rate on 85 % of the arithmetic, and two tricks, scales and promotion, without
-# which it would not work. What it saved is notebook 10's line.
+# rate on 85 % of the arithmetic, and two tricks, scales and promotion,
+# without which it would not work. What it saved is notebook 10's line.
 #
 # ## What became of it
 #
@@ -967,8 +967,8 @@ bill.show(upto="08")
 # ## What this does not show
 #
 # - Hopper's adder is not public. Section 8.7's rule follows what the report
-#   (TR section 3.5.2) and the hardware paper say of it; in what order it adds,
-#   and what else it cuts, we do not know.
+#   (TR section 3.5.2) and the hardware paper say of it; in what order it
+#   adds, and what else it cuts, we do not know.
 # - No speed was measured. Emulated FP8 is slower than float32 on a CPU.
 # - The gradients are those of one batch of one small dense model with 128
 #   channels, where a tile is a whole row. In a layer with 7,168 channels

@@ -4,11 +4,11 @@
 # {{badge}}
 #
 # > **Claim.** A product of E4M3 matrices with one scale per 128 numbers is
-# > within **4 %** of the exact result, for any length of the sum from 128
-# > to 16,384 and for sizes that differ by a factor of a million between
-# > tokens and between groups of 128 channels. The scales cost a multiply-add
-# > per 128 products, and a second tile in the registers. Apply them after the
-# > loop and the error is above **50 %** where sizes differ by 10,000, though a
+# > within **4 %** of the exact result, for any length of the sum from 128 to
+# > 16,384 and for sizes that differ by a factor of a million between tokens
+# > and between groups of 128 channels. The scales cost a multiply-add per 128
+# > products, and a second tile in the registers. Apply them after the loop
+# > and the error is above **50 %** where sizes differ by 10,000, though a
 # > test with a sum of length 128 would not notice.
 #
 # **Takes** about 100 minutes to work through, 57 of them for the exercises;
@@ -30,9 +30,9 @@
 #
 # Take one expert of DeepSeek-V3 with 4,096 tokens: gate and up projection
 # together are `[4096, 7168] x [7168, 4096]`. (Such a product is called a
-# **GEMM**, general matrix multiplication; cuBLAS is NVIDIA's library of them.)
-# **Guess before you run:** how long does the easy way take, if the product
-# itself takes 0.24 ms in BF16 and 0.12 ms in FP8?
+# **GEMM**, general matrix multiplication; cuBLAS is NVIDIA's library of
+# them.) **Guess before you run:** how long does the easy way take, if the
+# product itself takes 0.24 ms in BF16 and 0.12 ms in FP8?
 
 # %%
 from minids3.sim.hardware import H100
@@ -150,9 +150,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #
 # Write `act_quant_kernel`. Program `(i, j)` owns a tile of `ROWS x 128`
 # numbers; each of its rows gets a scale of its own, the largest magnitude
-# divided by 448 (1 for a row of zeros). `M` and `K` are any sizes, so the last
-# tiles stick out. Numbers are read as `code * scale`: a row whose largest
-# number is 896 gets the scale 2, and its 896 the code 0x7E.
+# divided by 448 (1 for a row of zeros). `M` and `K` are any sizes, so the
+# last tiles stick out. Numbers are read as `code * scale`: a row whose
+# largest number is 896 gets the scale 2, and its 896 the code 0x7E.
 
 # %%
 # EXERCISE fp8-act-quant
@@ -544,14 +544,14 @@ viz.show(fig, dpi=90, alt="Relative errors: " + ", ".join(
     f"{n} {100 * e:.2f} %" for n, e in found.items()))
 
 # %% [markdown]
-# `xᵀ` went through E4M3 twice, and the third rounding shows: `√3` times
-# 2.6 % instead of `√2` times. One thing would avoid it: scales that are
-# powers of two. Then reading and requantising only moves exponents, and a
-# number changes again only if it drops below the small end (section 8.6
-# measured that). The report uses them for the input of the linear layer after
+# `xᵀ` went through E4M3 twice, and the third rounding shows: `√3` times 2.6 %
+# instead of `√2` times. One thing would avoid it: scales that are powers of
+# two. Then reading and requantising only moves exponents, and a number
+# changes again only if it drops below the small end (section 8.6 measured
+# that). The report uses them for the input of the linear layer after
 # attention and for what is sent to the experts (TR section 3.3.3); its other
-# activations are requantised with ordinary scales. **Predict:** does wgrad get
-# as good as fprop then?
+# activations are requantised with ordinary scales. **Predict:** does wgrad
+# get as good as fprop then?
 
 # %%
 from minids3.kernels.quant import act_quant, requantize_transposed
@@ -898,11 +898,11 @@ for r in rows:
 # 0.78 times cuBLAS. Two vectors of scales cost more registers and more
 # multiplications than one.
 #
-# And look at the last error. Its result is in fp32, and the interpreter passes
-# the same test with 10⁻⁶. Here it is a hundred times that: **the 14 bits of
-# Hopper's adders, measured**. Which rule of notebook 08 gives that? Sums of
-# 8,192 products, promoted every 128, by registers of 12, 13 and 14 fraction
-# bits:
+# And look at the last error. Its result is in fp32, and the interpreter
+# passes the same test with 10⁻⁶. Here it is a hundred times that: **the 14
+# bits of Hopper's adders, measured**. Which rule of notebook 08 gives that?
+# Sums of 8,192 products, promoted every 128, by registers of 12, 13 and 14
+# fraction bits:
 
 # %%
 from minids3.numerics import E4M3, limited_matmul, relative_error, round_to
@@ -951,9 +951,9 @@ bill.show(upto="09")
 #
 # ## The article, so far
 #
-# Claim 7 again: FP8 made it cheap. With kernels like ours it hardly would have
-# made it cheaper in arithmetic; with PyTorch's newer ones, 1.6 to 1.7 times
-# BF16 for two of three products, it does.
+# Claim 7 again: FP8 made it cheap. With kernels like ours it hardly would
+# have made it cheaper in arithmetic; with PyTorch's newer ones, 1.6 to 1.7
+# times BF16 for two of three products, it does.
 #
 # ## What became of it
 #

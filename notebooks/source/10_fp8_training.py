@@ -340,8 +340,8 @@ print("the plain cast loses the gradients:",
       min(means["plain cast"][1:]) > 50)
 
 # %% [markdown]
-# The cast is not bad *forward*. It is the backward pass in which everything is
-# lost: an error of 100 % is what a gradient of zeros would have.
+# The cast is not bad *forward*. It is the backward pass in which everything
+# is lost: an error of 100 % is what a gradient of zeros would have.
 #
 # ## 10.4 Why four percent do not matter, at this size
 #
@@ -418,11 +418,11 @@ for n in (1, 4):
     print(f"{4 * n:9}{rounded:14.1%}{noise:16.0%}{noise / rounded:8.1f}")
 
 # %% [markdown]
-# With `n` = 16 and 64 we found 10.9 % against 137 %, and 13.5 % against 115 %:
-# ratios of 12.6 and 8.6. So it holds up to 256 sequences, with a margin that
-# shrinks in the end. V3's batch has 15,360 sequences of 4,096 tokens, 120,000
-# times as many tokens as our four of 128. What the ratio is there, nobody here
-# knows.
+# With `n` = 16 and 64 we found 10.9 % against 137 %, and 13.5 % against 115
+# %: ratios of 12.6 and 8.6. So it holds up to 256 sequences, with a margin
+# that shrinks in the end. V3's batch has 15,360 sequences of 4,096 tokens,
+# 120,000 times as many tokens as our four of 128. What the ratio is there,
+# nobody here knows.
 #
 # Be honest about the three controls in the middle, too. At this size **they
 # look as good as the recipe**: our activations have no outliers (notebook
@@ -860,9 +860,9 @@ viz.play(gradient_tiles, size=(-24, 8, 1), ratio=(0, 24, 1))
 #
 # What did FP8 buy? Notebook 08 had the share, 85 % of the FLOPs, and the data
 # sheet's factor of two: if only a part of the work gets faster, the rest sets
-# the limit (Amdahl's law). Now there are kernels that somebody has *measured*.
-# Notebook 09's record has them, on an H200: two of the three products with the
-# rate of 'fprop', one with that of `wgrad`.
+# the limit (Amdahl's law). Now there are kernels that somebody has
+# *measured*. Notebook 09's record has them, on an H200: two of the three
+# products with the rate of 'fprop', one with that of `wgrad`.
 #
 # **Guess:** with those rates, how much of the 1.98 million hours is left?
 
@@ -875,7 +875,8 @@ share = fp8_share()
 timed = [r for r in recorded("kernels")["results"]
          if r["name"].startswith("FP8 GEMM")]
 rates = {"the data sheet": (2.0, 2.0)}
-wgrad = next(r["ratio"]["cuBLAS BF16"] for r in timed if "wgrad" in r["name"])
+wgrad = next(r["ratio"]["cuBLAS BF16"] for r in timed
+             if "wgrad" in r["name"])
 plain_ones = [r for r in timed if "wgrad" not in r["name"]]
 rates["this workbook's kernels"] = (np.mean(
     [r["ratio"]["cuBLAS BF16"] for r in plain_ones]), wgrad)
@@ -904,8 +905,9 @@ ax.axhline(1, color="0.5", lw=0.8)
 ax.set(xlabel="rate of the three FP8 products (BF16 = 1)",
        ylabel="all of training,\nat most (BF16 = 1)")
 ax.legend(fontsize=8)
-viz.show(fig, dpi=90, alt="Amdahl's limit of the whole training against the "
-         f"rate of the FP8 products, with {share:.1%} of the FLOPs in FP8: "
+viz.show(fig, dpi=90, alt="Amdahl's limit of the whole training against "
+         f"the rate of the FP8 products, with {share:.1%} of the FLOPs in "
+         "FP8: "
          + "; ".join(f"{n} {r:.2f} gives {w:.2f}"
                      for n, (r, w) in limits.items()) + ".")
 

@@ -232,8 +232,8 @@ viz.show(fig, dpi=88, alt="Share of idle rows by skew of the gate, from 0 "
 
 # %% [markdown]
 # Padding to the fullest computes mostly nothing as soon as the gate has
-# favourites. Tiles lose about half a tile per expert, nearly whatever the gate
-# likes.
+# favourites. Tiles lose about half a tile per expert, nearly whatever the
+# gate likes.
 #
 # But look at the left end. With a perfectly fair gate, which is what V3 pays
 # for with its biases, padding to the fullest loses a fifth to chance and
@@ -269,10 +269,10 @@ import triton.language as tl
 # ### Exercise: which expert am I?
 #
 # Write `tile_map_kernel`. `counts` is `[E]` int64. Program t stores three
-# numbers at `map_ptr + 3 * t`: its expert, its first row, and where the
-# rows of **that expert** end. Programs without a tile store −1, 0, 0.
-# `E_PAD` is a power of two with room for E lanes. Counts `[3, 0, 2]` and tiles
-# of 2 give `(0, 0, 3)`, `(0, 2, 3)`, `(2, 3, 5)`, and then `(−1, 0, 0)`.
+# numbers at `map_ptr + 3 * t`: its expert, its first row, and where the rows
+# of **that expert** end. Programs without a tile store −1, 0, 0. `E_PAD` is a
+# power of two with room for E lanes. Counts `[3, 0, 2]` and tiles of 2 give
+# `(0, 0, 3)`, `(0, 2, 3)`, `(2, 3, 5)`, and then `(−1, 0, 0)`.
 
 # %%
 # EXERCISE moe-tile-map
@@ -848,8 +848,8 @@ print("experts without rows get zeros:    ",
 # 7,168 for matrices of 4,096 x 7,168, with uneven loads and one empty
 # expert, once for 8 experts and once for 32.
 #
-# **Guess:** the same FLOPs for 32 experts as for 8. Who loses least: the loop,
-# PyTorch's grouped product, or ours?
+# **Guess:** the same FLOPs for 32 experts as for 8. Who loses least: the
+# loop, PyTorch's grouped product, or ours?
 
 # %%
 from minids3.bench import recorded
@@ -904,10 +904,11 @@ for r in record["results"]:
 #
 # Look at the hatched bars before you believe any ratio. They are the *same*
 # PyTorch product, timed a second time beside our FP8 kernel: 674 instead of
-# 610 with 8 experts, 10 % apart. So 10 % is noise here. With 8 experts ours in
-# BF16 is 0.91 to 1.01 times as fast as PyTorch's, which is no difference, and
-# in FP8 1.1 to 1.2 times as fast as PyTorch's in BF16. With 32 experts the two
-# timings agree to 2 %: ours is 1.3 times as fast in BF16, and 1.5 in FP8.
+# 610 with 8 experts, 10 % apart. So 10 % is noise here. With 8 experts ours
+# in BF16 is 0.91 to 1.01 times as fast as PyTorch's, which is no difference,
+# and in FP8 1.1 to 1.2 times as fast as PyTorch's in BF16. With 32 experts
+# the two timings agree to 2 %: ours is 1.3 times as fast in BF16, and 1.5 in
+# FP8.
 #
 # ## 11.11 Play: fit the tile to the load
 #
