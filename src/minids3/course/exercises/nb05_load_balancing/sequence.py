@@ -101,8 +101,8 @@ def _seq_loop(scores, top_k):
 
 
 def _seq_masked(scores, top_k):
-    kth = scores.sort(-1, descending=True).values[..., top_k - 1 : top_k]
-    f = (scores >= kth).to(scores.dtype).mean(1) * scores.shape[-1] / top_k
+    place = scores.argsort(-1, descending=True).argsort(-1)  # each expert's rank
+    f = (place < top_k).to(scores.dtype).mean(1) * scores.shape[-1] / top_k
     p = torch.einsum("bte,bt->be", scores, 1 / scores.sum(-1)) / scores.shape[1]
     return torch.einsum("be,be->b", f.detach(), p).mean()
 
