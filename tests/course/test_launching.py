@@ -9,6 +9,7 @@ from minids3.course.check import placeholder
 from minids3.course.checker import Checker, Stop
 from minids3.course.launching import Guarded, launch
 from minids3.kernels.language import jit, tl
+from minids3.kernels.watch import OutOfBounds
 
 
 def good(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
@@ -102,10 +103,17 @@ def counts_far(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
     tl.atomic_add(out_ptr + 1_000_000_000_000 * (1 + tl.program_id(0).to(tl.int64)), 1.0)
 
 
+def swaps_far(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, tl.load(x_ptr + i, mask=i < n, other=0.0) * 0 + 1, mask=i < n)
+    far = tl.where(i < n, i, i.to(tl.int64) * 1_000_000_000_000)
+    tl.atomic_cas(out_ptr + far, 1.0 + 0 * i, 3.0 + 0 * i)
+
+
 def past_the_input(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out_ptr + i, tl.load(x_ptr + i, mask=i < n, other=0.0) + 1, mask=i < n)
-    tl.store(x_ptr + n + 100_000 + i, 1.0 + i)
+    tl.store(x_ptr + n + 10_000_000_000 + i.to(tl.int64), 1.0 + i)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +123,7 @@ def past_the_input(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
         (reads_before, "it reads before the beginning of x_ptr, at -1 of 10 elements"),
         (strays, "it reads memory that belongs to none of its arguments"),
         (counts_far, "it writes memory that belongs to none of its arguments"),
+        (swaps_far, "it writes memory that belongs to none of its arguments"),
         (past_the_input, "it writes memory that belongs to none of its arguments"),
     ],
 )
@@ -122,6 +131,14 @@ def test_what_is_not_its_own_ends_the_check_and_nothing_else(fn, words):
     item = run(jit(fn)).items[0]
     assert (item.label, item.status) == ("runs", "no")
     assert words in item.reason
+
+
+def test_a_swap_of_its_own_lanes_is_done_beside_one_that_strays():
+    x, out = torch.zeros(5), torch.zeros(16)
+    grid, block = (1,), 8
+    with pytest.raises(OutOfBounds):
+        launch(swaps_far, grid, (x, out, 5), {"BLOCK": block})
+    assert out.tolist() == [3.0] * 5 + [0.0] * 11
 
 
 def idle(x_ptr, out_ptr, n, BLOCK: tl.constexpr):

@@ -128,16 +128,39 @@ def watching(tensors: Sequence[Any], names: Sequence[str]) -> Iterator[Watch]:
         real = inside(ptrs.data, mask.data, "writes", size)
         return original_rmw(operation, ptrs, value, TensorHandle(real, mask.dtype), *rest)
 
+    def cas(ptrs: Any, compared: Any, value: Any, *rest: Any) -> Any:
+        size = np.dtype(_get_np_dtype(ptrs.get_element_ty())).itemsize
+        real = inside(ptrs.data, np.ones(ptrs.data.shape, dtype=bool), "writes", size)
+        if real.all():
+            return original_cas(ptrs, compared, value, *rest)
+        old = np.zeros(real.shape, compared.data.dtype)  # it knows no mask: the lanes inside alone
+        if real.any():
+            lanes = [
+                TensorHandle(
+                    np.ascontiguousarray(np.broadcast_to(h.data, real.shape)[real]), h.dtype
+                )
+                for h in (ptrs, compared, value)
+            ]
+            old[real] = original_cas(*lanes, *rest).data
+        return TensorHandle(old, compared.dtype.scalar)
+
     original_load = interpreter_builder.create_masked_load
     original_store = interpreter_builder.create_masked_store
     original_rmw = interpreter_builder.create_atomic_rmw
+    original_cas = interpreter_builder.create_atomic_cas
     own = vars(interpreter_builder)
-    own.update(create_masked_load=load, create_masked_store=store, create_atomic_rmw=rmw)
+    watched = {
+        "create_masked_load": load,
+        "create_masked_store": store,
+        "create_atomic_rmw": rmw,
+        "create_atomic_cas": cas,
+    }
+    own.update(watched)
     try:
         with np.errstate(invalid="ignore", over="ignore"):  # what idle lanes compute is nobody's
             yield seen
     finally:
-        for name in ("create_masked_load", "create_masked_store", "create_atomic_rmw"):
+        for name in watched:
             own.pop(name, None)
 
 
