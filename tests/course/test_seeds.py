@@ -6,7 +6,7 @@ import pytest
 
 from minids3.course import seeds
 from minids3.course.__main__ import main
-from minids3.course.registry import Alternative, Exercise, exercises, get
+from minids3.course.registry import Alternative, Exercise, Mutant, exercises, get
 
 QUICK = [e for e in exercises() if not e.kernel]
 
@@ -66,6 +66,26 @@ def test_progress_is_kept_and_a_failure_ends_the_exercise(tmp_path, capsys):
     assert f"{json.loads(path.read_text()).popitem()[1]} seeds passed" in capsys.readouterr().out
 
 
+def test_mistakes_that_are_accepted_or_told_another_cause_are_found(tmp_path):
+    def check(c):
+        x = c.size(3, 9)
+        c.equal(c.call(x, label="runs"), x, label="right")
+
+    check.__module__ = __name__
+    right = Mutant("right", answer, "This one returns x, as it should, so nothing is wrong.")
+    one = Mutant("one", lambda x: x + 1, "It adds one to x before it returns it.")
+    too = Mutant("too", lambda x: 1 + x, "It adds x to one, which is the same number.")
+    two = Mutant("two", lambda x: x + 2, "It adds two to x before it returns it.")
+    wrong = Exercise(**exercise_of(check).__dict__ | {"mutants": (right, one, too, two)})
+    told = dict(t.split(": ", 2)[1:] for t in seeds.misjudged(wrong, 0))
+    assert told.pop("right") == "the check accepts this wrong answer"
+    assert {*told} <= {"one", "too"}
+    assert told
+    assert all("instead of its own cause" in t for t in told.values())
+    found = seeds.run([wrong], 5, tmp_path / "seeds.json", mutants=True)
+    assert len(found) == 1 + len(told)
+
+
 def test_a_damaged_file_is_told(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
@@ -74,5 +94,6 @@ def test_a_damaged_file_is_told(tmp_path):
 
 def test_the_command(tmp_path, capsys):
     path = str(tmp_path / "seeds.json")
-    assert main(["seeds", "bpe-merge", "--count", "2", "--progress", path]) == 0
-    assert "bpe-merge" in capsys.readouterr().out
+    for more in ([], ["--mutants"]):
+        assert main(["seeds", "bpe-merge", "--count", "2", "--progress", path, *more]) == 0
+        assert "bpe-merge                2 seeds" in capsys.readouterr().out

@@ -27,9 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("list", help="list notebooks and exercises")
     fork = commands.add_parser("repository", help="point badges and set-up cells to a fork")
     fork.add_argument("name", metavar="OWNER/NAME")
-    many = commands.add_parser("seeds", help="try every right answer with many seeds")
+    many = commands.add_parser("seeds", help="try every known answer with many seeds")
     many.add_argument("exercise", nargs="*", help="ids, or numbers of notebooks (default: all)")
     many.add_argument("--count", type=int, default=1000, help="how many seeds (%(default)s)")
+    many.add_argument("--mutants", action="store_true", help="the wrong ones, not the right ones")
     many.add_argument(
         "--progress", type=Path, default=Path(".cache/seeds.json"), help="what is done is kept here"
     )
@@ -97,7 +98,7 @@ def _seeds(args: argparse.Namespace) -> int:
     for name in args.exercise or [""]:
         found = [e for e in exercises() if e.notebook.startswith(name)]
         chosen += found if found else [get(name)]
-    faults = seeds.run(chosen, args.count, args.progress)
+    faults = seeds.run(chosen, args.count, args.progress, args.mutants)
     for text in faults:
         print(text)
     return 1 if faults else 0

@@ -1,9 +1,10 @@
-"""Try every worked solution and every alternative with many seeds.
+"""Try every worked solution and every alternative with many seeds, and every known mistake.
 
 ``minids3 grade`` draws a fresh seed each time, so that one seed in a thousand that a right answer
 does not pass costs some class its points. ``python -m minids3.course seeds`` tries a thousand, and
 goes on where it was stopped: what is done is kept in a file, and counts as long as the exercise's
-source stays the same.
+source stays the same. With ``--mutants`` the known mistakes are tried: each must be rejected, and
+be told its own cause and no other.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minids3.course.registry import Exercise
-from minids3.course.run import checked, solution_labels
+from minids3.course.check import format_report
+from minids3.course.registry import Exercise, Mutant
+from minids3.course.run import checked, run_check, solution_labels
 
-__all__ = ["Answers", "rejected", "run"]
+__all__ = ["Answers", "misjudged", "mistaken", "rejected", "run"]
 
 Answers = dict[str, Callable[..., Any]]
 _EVERY = 20  # seeds between two notes of what is done
@@ -43,6 +45,25 @@ def rejected(exercise: Exercise, seed: int) -> Iterator[str]:
         bad = [i for i in checked(exercise, fn, seed).items if i.status != "ok"]
         if bad:
             yield f"{exercise.id}: {name} fails at {bad[0].label!r}: {bad[0].reason}"
+
+
+def mistaken(exercise: Exercise, mutant: Mutant, seed: int) -> str:
+    """Say what the check makes of a known mistake that it should not; nothing if it is right."""
+    report = run_check(exercise, mutant.fn, seed)
+    if report.ok:
+        return "the check accepts this wrong answer"
+    text = " ".join(format_report(exercise, report).split())
+    said = [m.name for m in exercise.mutants if " ".join(m.diagnosis.split()) in text]
+    if said == [mutant.name]:
+        return ""
+    return f"it is told {', '.join(said) or 'no cause'} instead of its own cause"
+
+
+def misjudged(exercise: Exercise, seed: int) -> Iterator[str]:
+    """Yield, in words, which known mistakes the check accepts or explains wrongly."""
+    for mutant in exercise.mutants:
+        if fault := mistaken(exercise, mutant, seed):
+            yield f"{exercise.id}: {mutant.name}: {fault}"
 
 
 def _key(exercise: Exercise) -> str:
@@ -69,20 +90,27 @@ def _save(path: Path, done: dict[str, int]) -> None:
     os.replace(name, path)
 
 
-def run(exercises: list[Exercise], count: int, progress: Path) -> list[str]:
-    """Try seeds 0 .. ``count`` - 1 of each exercise, and return what was rejected.
+def run(exercises: list[Exercise], count: int, progress: Path, mutants: bool = False) -> list[str]:
+    """Try seeds 0 .. ``count`` - 1 of each exercise, and return what was judged wrongly.
 
     Seeds that an earlier run has passed are not tried again. An exercise stops at its first
     failure.
+
+    Args:
+        exercises: what to try.
+        count: how many seeds each.
+        progress: the file that keeps what is done.
+        mutants: try the known mistakes instead of the right answers.
 
     Raises:
         ValueError: ``progress`` is damaged.
     """
     done, found = _load(progress), []
+    faults_of = misjudged if mutants else rejected
     for exercise in exercises:
-        key = _key(exercise)
+        key = _key(exercise) + (" mutants" if mutants else "")
         for seed in range(done.get(key, 0), count):
-            bad = list(rejected(exercise, seed))
+            bad = list(faults_of(exercise, seed))
             if bad:
                 found += [f"seed {seed}: {text}" for text in bad]
                 break
