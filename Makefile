@@ -15,8 +15,9 @@ PIP := $(BIN)/python -m pip install -q -c constraints.txt
 
 .PHONY: lab test lint unit notebooks drift build data clean
 
+# Threads wait without spinning, in every kernel: see src/minids3/__init__.py.
 lab: $(VENV)/.lab
-	$(BIN)/jupyter lab --notebook-dir=notebooks $(LAB_ARGS) notebooks/00_start_here.ipynb
+	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(BIN)/jupyter lab --notebook-dir=notebooks $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 test: lint unit drift notebooks
 

@@ -136,11 +136,11 @@ viz.text_table(["domain", "you write", "untrained goes on",
 # | 1 | The model has **671B parameters** | how many of them work on any one token? | 04, by counting |
 # | 2 | It was trained on **2,048 H800** GPUs [TR] | what do they spend on talking to each other? | 14, 15 |
 # | 3 | Training cost about **\$5.5M** | the report's \$5.576M: at which price per hour, and what is not in it? [TR] | 12, 19 |
-# | 4 | GPT-4 cost **\$40M** | whose figure is that? Others say \$78M and more than \$100M [2nd] | 19 |
+# | 4 | GPT-4 cost **\$40M** | whose figure is that? Others say 78 million and more than 100 million dollars [2nd] | 19 |
 # | 5 | It beats Llama 3.1 and **even GPT-4** | which GPT-4 is in the report's table? [TR] | 19 |
 # | 6 | The H800 is an H100 with a **reduced data rate** | 400 instead of 900 GB/s of NVLink, the link between the GPUs of one machine: when does it hurt? [ISCA] | 14 |
 # | 7 | **FP8** and a frugal architecture made it cheap | how much did each idea save, and at what loss of quality? | 03-06, 08-11 |
-# | 8 | It serves for **\$0.14 in, \$0.28 out** per million tokens | a promotion, until 8 February 2025 [2nd]: what does a token cost to make? | 16, 17 |
+# | 8 | It serves for **14 cents in, 28 cents out** per million tokens | a promotion, until 8 February 2025 [2nd]: what does a token cost to make? | 16, 17 |
 # | 9 | A **fraction of the GPUs** that Meta used | GPU-hours of which GPU, for which model? | 19 |
 # | 10 | Export **restrictions forced** the innovation | can a cause be computed at all? | 14, 19 |
 #

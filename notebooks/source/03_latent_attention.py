@@ -927,11 +927,11 @@ bill.show(upto="03")
 
 # %% [markdown]
 # 138 users instead of 1 or 2. It is the first of the ideas behind the
-# article's other price, \$0.14 and \$0.28 per million tokens.
+# article's other price, 14 and 28 cents per million tokens.
 #
 # ## The article, so far
 #
-# Claim 8 (\$0.14 in, \$0.28 out) needs many users on one GPU, and this is
+# Claim 8 (14 cents in, 28 out) needs many users on one GPU, and this is
 # what lets them in. Whether the price covers the cost is notebook 16. Of
 # claim 7, the frugal architecture, one part is settled: a cache 71 times
 # smaller than multi-head attention's with the same heads.

@@ -12,6 +12,12 @@ Figures name their sources by short names (TR is the technical report, ISCA the 
 the paper on balancing); notebooks/sources.md has them all, with every published figure.
 """
 
+import os
+
 __all__ = ["__version__"]
+
+# PyTorch's threads wait for each other without spinning: beside any other program, spinning makes
+# them several times slower. OpenMP reads this when torch is imported; who set it keeps what is set.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"

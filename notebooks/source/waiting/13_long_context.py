@@ -729,7 +729,7 @@ bill.show(upto="13")
 
 # %% [markdown]
 # **Claim 4 of the article** (trained for about 5.5 million dollars): the
-# extension is 4 % of it, \$0.238M at the assumed \$2 an hour.
+# extension is 4 % of it, \$0.238M at the assumed 2 dollars an hour.
 #
 # ## What became of it
 #

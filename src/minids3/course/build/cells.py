@@ -42,6 +42,7 @@ if importlib.util.find_spec("minids3") is None:
     %pip install -q "minids3 @ git+{address}"
 
 import math
+import minids3  # before torch, whose threads it has wait without spinning
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ def _defined(code: str) -> set[str]:
 def _badge(name: str) -> str:
     repository = address().removeprefix("https://github.com/")
     link = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}.ipynb"
-    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+    return f"[Open in Colab]({link})"  # words: an image would be fetched whenever it is opened
 
 
 def _effort(exercise: Exercise) -> str:
@@ -236,10 +237,23 @@ def _statement(text: str, exercise: Exercise | None) -> str:
 
 
 def _no_stray_maths(text: str, where: str) -> None:
-    """Refuse amounts of money that a notebook would typeset as formulas."""
-    amounts = re.findall(r"(?<!\\)\$\d[^ ]*", text)
+    """Refuse amounts of money that a notebook would typeset as formulas.
+
+    Markdown turns an escaped dollar into a plain one, and then JupyterLab typesets whatever stands
+    between two dollars of one run of text (jupyterlab issues 9033 and 8645): so one in a paragraph,
+    an item or a table's cell is safe, and two are not.
+    """
+    prose = re.sub(r"```.*?(?:```|\Z)|`[^`\n]*`", "", text, flags=re.DOTALL)
+    amounts = re.findall(r"(?<!\\)\$\d[^ ]*", prose)
     if amounts:
         raise BuildError(f"{where}: write {amounts[0]} as \\{amounts[0]}, or it starts a formula")
+    for block in re.split(r"\n[>\s]*\n|\n[>\s]*(?:[-*+]|\d+\.|#+) |\n(?=\|)|(?<!\\)\|", prose):
+        money = re.findall(r"\\\$[^\s|]*", block)
+        if len(money) > 1:
+            raise BuildError(
+                f"{where}: {money[0]} and {money[1]} stand in one paragraph or cell; a notebook "
+                "makes a formula of what is between two dollars: write one in words, '14 cents'"
+            )
 
 
 def _names_of(text: str, where: str) -> set[str]:

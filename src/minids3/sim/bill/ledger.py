@@ -149,10 +149,12 @@ class Ledger:
                 ("Saved,<br>at most", "right"),
             )
         )
-        return (
+        page = (
             f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
             f"<p>{html.escape(self.summary())}</p>"
         )
+        # JupyterLab makes a formula of what stands between two dollars of one run of text.
+        return page.replace("$", "<span>$</span>")
 
 
 def _row(line: Line) -> str:

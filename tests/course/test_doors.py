@@ -1,0 +1,112 @@
+"""What a newcomer meets first: threads, money, no network, machines without Triton."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from minids3.course.build import sources, student
+from minids3.course.build.cells import BuildError, _no_stray_maths
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(code, **env):
+    kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "PYTEST_VERSION")}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**kept, **env}
+    )
+
+
+# threads ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_threads_are_told_to_wait_before_torch_is_imported(given):
+    code = (
+        "import minids3, os, sys\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    done = python(code, **({"OMP_WAIT_POLICY": given} if given else {}))
+    assert done.stdout.strip() == (given or "PASSIVE"), done.stderr
+
+
+def test_set_up_cell_imports_the_library_before_torch():
+    (cell,) = (c for c in student(sources(["00"])[0]).cells if c.id == "setup")
+    order = re.findall(r"^(?:import|from) ([\w.]+)", cell.source, re.MULTILINE)
+    first = next(i for i, name in enumerate(order) if name.startswith(("torch", "numpy")))
+    assert "minids3" in order[:first]
+
+
+# money --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"It costs \$1 or \$2 a million.",
+        "It costs \\$1\nor \\$2 a million.",
+        r"| a | **\$0.14 in, \$0.28 out** |",
+        "- one: \\$5\n  and \\$6",
+        "It costs $5.",
+    ],
+)
+def test_amounts_that_would_become_a_formula_are_refused(text):
+    with pytest.raises(BuildError, match="formula"):
+        _no_stray_maths(text, "here")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"It costs \$1 or 2 dollars, and $a + b$ is a sum.",
+        "It costs \\$1.\n\nOr \\$2.",
+        "- \\$1\n- \\$2",
+        r"| \$1 | \$2 |" + "\n" + r"| \$3 | 4 |",
+        "`$HOME` and `$PATH`\n\n```\n$1 $2\n```",
+    ],
+)
+def test_other_dollars_are_let_through(text):
+    _no_stray_maths(text, "here")
+
+
+def html_outputs():
+    for path in sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb")):
+        for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
+            for output in cell.get("outputs", ()):
+                for kind in ("text/html", "text/markdown"):
+                    if kind in output.get("data", {}):
+                        yield f"{path.name}, cell {number}", output["data"][kind]
+
+
+def test_no_output_holds_two_dollars_in_one_run_of_text():
+    """MathJax joins what no tag but <br> and <wbr> divides."""
+    found = 0
+    for where, page in html_outputs():
+        for text in re.split(r"<(?!/?w?br\b)[^>]*>", page):
+            found += "$" in text
+            assert text.count("$") < 2, f"{where}: {text}"
+    assert found > 10  # the bills do speak of money
+
+
+# no network ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["notebooks", "notebooks/solutions"])
+def test_opening_a_notebook_fetches_nothing(folder):
+    """Images, styles and scripts are those of the notebook itself; links are only links."""
+    fetched = re.compile(r"!\[[^]]*\]\(\s*https?:|(?:src|srcset)\s*=\s*[\"']?(?:https?:)?//|url\(")
+    paths = sorted((ROOT / folder).glob("*.ipynb"))
+    assert len(paths) > 10
+    for path in paths:
+        for cell in nbformat.read(path, as_version=4).cells:
+            pages = [cell.source] if cell.cell_type == "markdown" else []
+            for output in cell.get("outputs", ()):
+                pages += [v for k, v in output.get("data", {}).items() if k.startswith("text/h")]
+            for page in pages:
+                assert not fetched.search(page), f"{path.name}: {page[:200]}"
