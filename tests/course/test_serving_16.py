@@ -42,7 +42,9 @@ def test_experts_lie_where_the_original_program_puts_them(case):
         count = torch.tensor(wanted).bincount(minlength=len(load))
         assert torch.tensor(found).flatten().bincount(minlength=len(load)).equal(count)
         share = torch.tensor(load, dtype=torch.float64) / count
-        busiest = [share[torch.tensor(x).view(gpus, -1)].sum(1).max() for x in (found, wanted)]
+        busiest = [
+            share[torch.tensor(x).view(gpus, -1)].sum(1).max().item() for x in (found, wanted)
+        ]
         assert busiest[0] == pytest.approx(busiest[1], rel=1e-6)
 
 

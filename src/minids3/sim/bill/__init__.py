@@ -26,6 +26,8 @@ from minids3.sim.bill.lines_12 import line_12
 from minids3.sim.bill.lines_13 import line_13
 from minids3.sim.bill.lines_14 import line_14
 from minids3.sim.bill.lines_15 import line_15
+from minids3.sim.bill.lines_16 import line_16
+from minids3.sim.bill.lines_17 import line_17
 
 __all__ = [
     "ENTRIES",
@@ -48,6 +50,8 @@ __all__ = [
     "line_13",
     "line_14",
     "line_15",
+    "line_16",
+    "line_17",
     "lines",
     "show",
 ]
