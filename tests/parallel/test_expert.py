@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from minids3.config import ModelConfig
 from minids3.nn import MoE, to_float8
 from minids3.ops.gemm import Float8Recipe
+from minids3.parallel import expert
 from minids3.parallel.expert import (
     ParallelExperts,
     Wire,
@@ -236,6 +237,17 @@ def test_fp8_rounds_once_and_bf16_little(ranks):
         assert rounded < 2**-7  # BF16 twice: once for each hop
         assert 2**-7 < exact < 2**-3
         assert float8 < 1e-6
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("width", [128, 256, 384])
+def test_fp8_rows_there_and_back_are_the_rounded_numbers(rows, width):
+    """Also of no rows, whose column of scales counts as contiguous whatever its strides are."""
+    x = torch.randn(rows, width)
+    wire = expert._encode(x, "fp8")
+    assert wire.shape == (rows, row_bytes(width, "fp8"))
+    back = expert._decode(wire, "fp8", x)
+    assert torch.equal(back, dequantize_ref(*quantize_ref(x, power_of_two=True)))
 
 
 def test_what_cannot_work_is_refused(ranks):
