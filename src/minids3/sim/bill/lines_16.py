@@ -26,8 +26,8 @@ def line_16() -> Line:
             f"{day.gpus_per_node} GPUs x ${day.dollars_per_gpu_hour:g} an hour / "
             f"{day.rate_out / 1e3:g}K tokens a second; a million of input costs "
             f"${day.cost_in:.3f}, ${day.cost_miss:.3f} if cached ones cost nothing. "
-            f"The day's tokens need {nodes:.1f} nodes at the published rates, {day.nodes} are published. At the article's "
-            f"${article.miss:g} and ${article.output:g} they bring in "
+            f"The day's tokens need {nodes:.1f} nodes at the published rates, {day.nodes} are "
+            f"published. At the article's ${article.miss:g} and ${article.output:g} they bring in "
             f"${article.revenue(day) / 1e3:.1f}K for ${day.dollars / 1e3:.1f}K, "
             f"{100 * day.over_cost(article):+.1f} %"
         ),
