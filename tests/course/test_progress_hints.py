@@ -1,10 +1,15 @@
+import ast
 import json
+import math
 import types
 
 import pytest
+import torch
 
 from minids3.course import check, hint, progress, solution
-from minids3.course.registry import get
+from minids3.course.hints import other_way, source_of
+from minids3.course.names import names_of
+from minids3.course.registry import exercises, get
 
 
 def row(id="rms-norm"):
@@ -68,3 +73,35 @@ def test_hint_errors():
         hint("rms-norm", 4)
     with pytest.raises(KeyError, match="Did you mean rms-norm"):
         solution("rms_norm")
+
+
+def test_solution_shows_another_accepted_way(capsys):
+    solution("lm-loss")
+    worked, other = capsys.readouterr().out.split("# The check accepts other ways too.")
+    assert worked.count("def lm_loss") == other.count("def lm_loss") == 1
+    # Shown as it is, it passes: without helpers of its module, and after one that it calls.
+    for id in ("lm-loss", "mla-absorb"):
+        names = {"__name__": "__main__", "torch": torch, "math": math}
+        exec(other_way(id), names)
+        assert check(id, mine := names[get(id).name]) is mine
+
+
+def test_every_exercise_has_another_way_to_show():
+    for exercise in exercises():
+        shown = ast.parse(other_way(exercise.id))
+        assert shown.body[-1].name == exercise.name, exercise.id
+        free = names_of(shown).loads - names_of(shown).binds
+        assert not [n for n in free if n.startswith("_")], exercise.id
+        assert ast.dump(shown) != ast.dump(ast.parse(source_of(exercise.id))), exercise.id
+
+
+def test_a_pass_names_the_other_way_to_readers_alone(capsys, monkeypatch):
+    mine = own_copy(get("rms-norm").solution)
+    words = 'solution("rms-norm") shows the worked solution and one other accepted way.'
+    check("rms-norm", mine)
+    assert capsys.readouterr().out.splitlines()[-1] == words
+    check("rms-norm", mine, dry=True)
+    check("rms-norm", get("rms-norm").mutants[0].fn)
+    monkeypatch.setenv("MINIDS3_STRICT", "1")  # what is stored in a notebook, and compared
+    check("rms-norm", mine)
+    assert words not in capsys.readouterr().out
