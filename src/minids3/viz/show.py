@@ -15,6 +15,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from minids3.viz.legible import legible
+
 __all__ = ["Picture", "picture", "show"]
 
 _SHORTEST = 20
@@ -46,10 +48,10 @@ class Picture:
         return f"Figure: {self.alt}"
 
 
-def picture(fig: Figure, alt: str, dpi: int = 110) -> Picture:
+def picture(fig: Figure, alt: str, dpi: float = 110) -> Picture:
     """Draw ``fig`` with few colours at twice ``dpi``, and close it.
 
-    ``dpi`` is dots per inch in CSS pixels.
+    ``dpi`` is dots per inch in CSS pixels; a figure with smaller letters than 11 pixels gets more.
 
     Raises:
         ValueError: ``alt`` is missing or too short to tell anything.
@@ -63,6 +65,7 @@ def picture(fig: Figure, alt: str, dpi: int = 110) -> Picture:
             f"alt={alt!r} is too short: say in a sentence what a reader who cannot see the figure "
             "should know"
         )
+    dpi = legible(fig, dpi)
     raw = io.BytesIO()
     fig.savefig(raw, format="png", dpi=_SHARP * dpi, bbox_inches="tight", pad_inches=0.14)
     plt.close(fig)
@@ -79,7 +82,7 @@ def picture(fig: Figure, alt: str, dpi: int = 110) -> Picture:
     return Picture(out.getvalue(), alt, round(image.width / _SHARP), kind)
 
 
-def show(fig: Figure, *, alt: str, dpi: int = 110) -> None:
+def show(fig: Figure, *, alt: str, dpi: float = 110) -> None:
     """Display ``fig`` with alt text, and close it.
 
     Args:

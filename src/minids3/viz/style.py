@@ -21,7 +21,7 @@ PALETTE = [
 
 CARD = "#FBFAF7"
 INK = "#22262B"
-MUTED = "#767B82"
+MUTED = "#6B7077"
 
 COLORS = {
     "ours": PALETTE[0],
