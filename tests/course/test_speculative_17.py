@@ -55,7 +55,7 @@ def test_strangers_of_an_even_text_are_those_of_the_formula():
 
 
 def test_places_that_stay_are_those_of_a_fresh_pass(mini):
-    """A cache rolled back by ``after_check`` holds what a pass over the new text would put there."""
+    """A cache rolled back by ``after_check`` holds what a pass over the new text puts there."""
     text = generate_ids(mini, torch.tensor([[1, 5, 9]]), 4)[0].tolist()
     drafts, n, token = [7, 8, 3], 1, 11
     cache, fresh = make_cache(mini.config), make_cache(mini.config)

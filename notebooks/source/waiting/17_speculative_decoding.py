@@ -303,7 +303,7 @@ for text, w in sorted(EXACT.items(), key=lambda x: -x[1])[:4]:
 # %%
 def write(rule, g):
     """Three tokens after BEGIN: the first plainly, then with drafts."""
-    text = BEGIN + (draw(laws(BEGIN)[0], g),)
+    text = (*BEGIN, draw(laws(BEGIN)[0], g))
     drafts = held = 0
     while len(text) < len(BEGIN) + 3:
         draft, accepted, token = rule(*laws(text), g)
@@ -531,12 +531,12 @@ NEW = 64
 
 
 def main_forgets(text, drafts, n, token, hidden):
-    new, keep, mtp, rows = after_check(text, drafts, n, token, hidden)
+    new, _, mtp, rows = after_check(text, drafts, n, token, hidden)
     return new, math.inf, mtp, rows  # nothing is taken back
 
 
 def module_forgets(text, drafts, n, token, hidden):
-    new, keep, mtp, rows = after_check(text, drafts, n, token, hidden)
+    new, keep, _, rows = after_check(text, drafts, n, token, hidden)
     return new, keep, math.inf, rows
 
 
@@ -677,9 +677,9 @@ viz.show(fig, dpi=88, alt="Tokens per step and speed by domain with no, one "
 
 # %% [markdown]
 # Tokens per step come out not far from their limits of 2 and 3; the model
-# and its texts are simple. The *time* tells another story. Where has the rest gone?
-# The steps themselves say it: how much longer is one with drafts than one
-# without?
+# and its texts are simple. The *time* tells another story. Where has the
+# rest gone? The steps themselves say it: how much longer is one with drafts
+# than one without?
 
 # %%
 def step_seconds(k):
@@ -714,9 +714,9 @@ for k in (1, 2):
 #
 # The **second draft** comes from a module that was trained for the first
 # only. It reads its own output where it should read the main model's vector.
-# Here that costs some of the acceptance. V4's module, used twice, had 76.9 % of its first and
-# 38.1 % of its second drafts accepted (vLLM issue 41044, second-hand): with
-# two numbers like these, is a second draft worth it?
+# Here that costs some of the acceptance. V4's module, used twice, had 76.9 %
+# of its first and 38.1 % of its second drafts accepted (vLLM issue 41044,
+# second-hand): with two numbers like these, is a second draft worth it?
 
 # %%
 V4 = [0.769, 0.381]
