@@ -6,6 +6,7 @@ misconceptions apart: a reader whose function did what a mutant did hears that m
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -87,6 +88,11 @@ def _solved(exercise: Exercise, seed: int) -> Checker:
     if key not in _SOLUTIONS:
         c = _run(exercise, exercise.solution, seed, None)
         bad = [i for i in c.items if i.status != "ok"]
+        if bad and importlib.util.find_spec("triton") is None:
+            from minids3.kernels.language import NoTriton
+
+            if str(NoTriton())[:24] in bad[0].reason:
+                raise NoTriton
         if bad:
             raise AssertionError(
                 f"the solution of {exercise.id} fails its own check at {bad[0].label!r}: "
@@ -105,6 +111,7 @@ def solution_items(exercise: Exercise, seed: int) -> list[Item]:
 
     Raises:
         AssertionError: the solution fails its own check, or a label occurs twice.
+        NoTriton: the check needs Triton, which is not installed.
     """
     return _solved(exercise, seed).items
 

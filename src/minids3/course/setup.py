@@ -115,10 +115,7 @@ def _triton(cuda: bool, sm: str) -> Row:
     version = _version("triton")
     interpret = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
     if version is None:
-        why = "not installed"
-        if platform.system() != "Linux":
-            why += f"; there is none for {platform.system()}"
-        return Row("Triton", "no", f"{why}. Everything else works without it")
+        return Row("Triton", "no", _why_no_triton())
     if cuda and not interpret:
         known = f"{KNOWN[sm]}: " if sm in KNOWN else ""
         tried = "kernels are tested to compile" if known else "kernels were never compiled for it"
@@ -126,6 +123,12 @@ def _triton(cuda: bool, sm: str) -> Row:
     if interpret:
         return Row("Triton", "emulated", f"{version} in the interpreter (TRITON_INTERPRET=1)")
     return Row("Triton", "emulated", f"{version}; without a GPU the kernel notebooks interpret it")
+
+
+def _why_no_triton() -> str:
+    if platform.system() == "Linux":
+        return "not installed: pip install triton"
+    return f"there is none for {platform.system()}"
 
 
 def setup(notebook: str) -> DeviceMatrix:
@@ -140,6 +143,7 @@ def setup(notebook: str) -> DeviceMatrix:
     import torch
 
     from minids3 import viz
+    from minids3.course import without_triton
     from minids3.course.check import namespace, placeholder
     from minids3.course.registry import exercises
 
@@ -149,4 +153,13 @@ def setup(notebook: str) -> DeviceMatrix:
     variables = namespace()
     for exercise in exercises(notebook):
         variables.setdefault(exercise.name, placeholder(exercise))
-    return device_matrix(f"Notebook {notebook[:2]} is ready. What this machine can do:")
+    ready = f"Notebook {notebook[:2]} is ready."
+    if _version("triton") is None:
+        without_triton.install()
+        if any(e.kernel for e in exercises(notebook)):
+            ready = (
+                f"Notebook {notebook[:2]} writes Triton, and there is none here "
+                f"({_why_no_triton()}). Cells that need it are skipped: read what they show in "
+                f"notebooks/solutions/{notebook}.ipynb, or open this notebook on Colab."
+            )
+    return device_matrix(f"{ready} What this machine can do:")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -127,6 +128,7 @@ def inspect(
     Raises:
         ValueError: unknown target, or an argument without a type or value.
         CompileError: the compiler refused the kernel.
+        NoTriton: Triton is not installed.
     """
     spec = Spec(
         getattr(kernel, "__name__", "kernel"),
@@ -189,6 +191,10 @@ def _compile(
     jobs: Sequence[tuple[Spec, str]],
 ) -> Iterator[tuple[str, Inspection | CompileError]]:
     """Send all jobs to one child process and yield its answers in order."""
+    if importlib.util.find_spec("triton") is None:
+        from minids3.kernels.language import NoTriton
+
+        raise NoTriton
     with tempfile.TemporaryDirectory() as folder:
         lines = []
         for spec, target in jobs:

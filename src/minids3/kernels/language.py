@@ -2,7 +2,9 @@
 
 Everything in ``minids3.kernels`` takes ``triton``, ``tl`` and ``jit`` from here, and
 ``TensorDescriptor``, which is None where Triton has none. On macOS and Windows there is no Triton:
-modules that only *mention* ``tl`` in a function still import there.
+modules that only *mention* ``tl`` in a function still import there, and what needs it raises
+``NoTriton``. Triton keeps what it compiled in the user's home; where that cannot be written, in a
+temporary folder.
 
 Without a GPU a kernel runs in Triton's interpreter, which must be chosen by TRITON_INTERPRET=1
 before Triton is imported for the first time. Chosen later it half works, so that is refused here.
@@ -10,17 +12,26 @@ before Triton is imported for the first time. Chosen later it half works, so tha
 
 from __future__ import annotations
 
+import getpass
 import inspect
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
-__all__ = ["TensorDescriptor", "jit", "tl", "triton"]
+__all__ = ["NoTriton", "TensorDescriptor", "jit", "tl", "triton"]
 
 
-_ADVICE = (
-    "Triton is not installed, so its kernels cannot run or be compiled here. There are Triton "
-    "packages for Linux on x86-64: pip install triton"
-)
+class NoTriton(ImportError):
+    """Something needs Triton, and Triton is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Triton is not installed, so its kernels cannot run or be compiled here. There are "
+            "packages for Linux, on x86-64 and on ARM: pip install triton. On Windows use WSL, "
+            "on a Mac Colab",
+            name="triton",
+        )
 
 
 class _Missing:
@@ -29,7 +40,7 @@ class _Missing:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise ImportError(_ADVICE)
+        raise NoTriton
 
 
 class _MissingKernel:
@@ -42,12 +53,31 @@ class _MissingKernel:
         self.arg_names = list(inspect.signature(fn).parameters)
 
     def __getitem__(self, grid: Any) -> Any:
-        raise ImportError(_ADVICE)
+        raise NoTriton
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise ImportError(_ADVICE)
+        raise NoTriton
 
 
+def _choose_cache() -> None:
+    """Have Triton keep its files where they can be written, unless a place was chosen already."""
+    if os.environ.get("TRITON_CACHE_DIR"):
+        return
+    home = Path(os.environ.get("TRITON_HOME") or Path.home()) / ".triton" / "cache"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home) as file:
+            file.write(bytes(1 << 16))  # a full disk lets an empty file be made
+    except OSError:
+        try:
+            user = getpass.getuser()
+        except (OSError, KeyError, ImportError):  # a number without a name
+            user = str(os.getuid()) if hasattr(os, "getuid") else "user"
+        place = Path(tempfile.gettempdir()) / f"minids3-triton-{user}"
+        os.environ["TRITON_CACHE_DIR"] = str(place)
+
+
+_choose_cache()
 try:
     import triton
     import triton.language as tl
