@@ -2,8 +2,9 @@
 
 import matplotlib
 import pytest
+import torch
 
-from minids3.numerics import E4M3, E5M2
+from minids3.numerics import E4M3, E5M2, decode
 from minids3.viz.fp8 import byte_figure, byte_toggles, explain
 
 matplotlib.use("Agg")
@@ -42,10 +43,29 @@ def test_no_such_code():
         byte_figure(256)
 
 
-def test_toggles_follow_the_bits():
-    box = byte_toggles()
+@pytest.mark.parametrize("fmt", [E4M3, E5M2])
+def test_switches_say_what_they_are_and_follow_the_bits(fmt, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "minids3.viz.fp8.byte_figure", lambda c, f: drawn.append(c) or byte_figure(c, f)
+    )
+    box = byte_toggles(fmt)
     bits = box.children[1].children
-    assert [b.description for b in bits] == list("00111100")
+    assert "".join(str(int(b.value)) for b in bits) == "00111100"
+    # The name is all a screen reader has: no two alike, and none that is only a digit.
+    names = [b.description for b in bits]
+    assert len(set(names)) == 8
+    assert names[0] == "sign"
+    assert [n.split()[0] for n in names[1:]] == (
+        ["exponent"] * fmt.exponent_bits + ["mantissa"] * fmt.mantissa_bits
+    )
+    # What a bit counts: the number that its field alone stands for.
+    for place, name in enumerate(names[1 + fmt.exponent_bits :]):
+        one = float(decode(torch.tensor(fmt.bias << fmt.mantissa_bits), fmt))
+        code = (fmt.bias << fmt.mantissa_bits) | (1 << (fmt.mantissa_bits - 1 - place))
+        more = float(decode(torch.tensor(code), fmt)) - one
+        assert name == f"mantissa 1/{round(1 / more)}"
+    assert names[fmt.exponent_bits] == "exponent 1"
     bits[0].value = True
-    assert bits[0].description == "1"
+    assert drawn == [0x3C, 0xBC]
     assert "live kernel" in repr(box)

@@ -150,7 +150,7 @@ class Progress:
         body = "".join(_html_row(r) for r in self.rows)
         head = "".join(
             f'<th style="text-align:left">{h}</th>'
-            for h in ("Notebook", "Exercise", "Items passed", "", "Tries", "Hints")
+            for h in ("Notebook", "Exercise", "Share", "Items passed", "Tries", "Hints")
         )
         return (
             f"<p><b>{self.solved} of {len(self.rows)}</b> exercises solved</p>"

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from minids3.numerics import E4M3, FloatFormat, decode, fields
+from minids3.viz.legible import ink_of
 from minids3.viz.style import CARD, INK, MUTED, PALETTE
 
 __all__ = ["byte_figure", "byte_toggles", "explain"]
 
-SIGN, EXPONENT, MANTISSA = PALETTE[3], PALETTE[0], PALETTE[2]
+# As inks: white digits stand on them.
+SIGN, EXPONENT, MANTISSA = (ink_of(PALETTE[i], "white") for i in (3, 0, 2))
 
 
 def explain(code: int, fmt: FloatFormat = E4M3) -> str:
@@ -97,20 +99,23 @@ def byte_toggles(fmt: FloatFormat = E4M3, code: int = 0b0_0111_100) -> Any:
         code: where the switches stand at first.
 
     Returns:
-        an ipywidgets box.
+        an ipywidgets box; each switch says which bit it is and what that counts.
     """
     import ipywidgets as widgets
     from IPython.display import display
 
     from minids3.viz.show import picture
 
-    names = ["sign"] + ["exponent"] * fmt.exponent_bits + ["mantissa"] * fmt.mantissa_bits
+    # Boxes to tick rather than buttons: a screen reader is told what each is and whether it is set.
+    weights = [str(1 << n) for n in reversed(range(fmt.exponent_bits))]
+    parts = [f"1/{2 << n}" for n in range(fmt.mantissa_bits)]
+    names = ["sign", *(f"exponent {w}" for w in weights), *(f"mantissa {p}" for p in parts)]
     bits = [
-        widgets.ToggleButton(
+        widgets.Checkbox(
             value=bool((code >> (fmt.bits - 1 - place)) & 1),
-            description=str((code >> (fmt.bits - 1 - place)) & 1),
-            tooltip=f"bit {fmt.bits - 1 - place}: {name}",
-            layout=widgets.Layout(width="3.2em"),
+            description=name,
+            indent=False,
+            layout=widgets.Layout(width="8.5em", margin="0 0.5em 0 0"),
         )
         for place, name in enumerate(names)
     ]
@@ -119,7 +124,6 @@ def byte_toggles(fmt: FloatFormat = E4M3, code: int = 0b0_0111_100) -> Any:
     def draw(change: Any = None) -> None:
         now = 0
         for bit in bits:
-            bit.description = str(int(bit.value))
             now = 2 * now + int(bit.value)
         with output:
             output.clear_output(wait=True)
@@ -139,4 +143,5 @@ def byte_toggles(fmt: FloatFormat = E4M3, code: int = 0b0_0111_100) -> Any:
                 "The figure above shows the same without them."
             )
 
-    return Byte([output, widgets.HBox(bits)])
+    row = widgets.HBox(bits, layout=widgets.Layout(flex_flow="row wrap"))
+    return Byte([output, row])
