@@ -115,7 +115,7 @@ def _listed_once(words, times):
     importance=4,
     minutes=5,
     hints=(
-        "A word of n tokens has how many pairs of neighbours? And if that word stands in the text "
+        "A word of n tokens has how many pairs of neighbours? And if that word occurs in the text "
         "300 times, how much does one of its pairs add to the count?",
         """
         counts = empty dict
@@ -129,7 +129,7 @@ def _listed_once(words, times):
         Mutant(
             "no_times",
             _no_times,
-            "You counted every word once. A word that stands in the text 300 times brings its "
+            "You counted every word once. A word that occurs 300 times in the text brings its "
             "pairs 300 times: add times[i], not 1.",
         ),
         Mutant(

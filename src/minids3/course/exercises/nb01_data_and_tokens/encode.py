@@ -156,7 +156,7 @@ def _rank_zero_falsy(ids, ranks, first_id):
             "leftmost",
             _leftmost,
             "You took the leftmost pair that has a merge. Take the one that was learned first, "
-            "wherever it stands: encoding must replay training.",
+            "wherever it is: encoding must replay training.",
         ),
         Mutant(
             "latest_first",
@@ -214,7 +214,7 @@ def check_encode_word(c: Checker) -> None:
         c.equal(got, [h, 5], label="the merge learned first goes first")
     with c.part():
         got = c.call([e, r, t], ranks, 5)
-        c.equal(got, [5, t], label="whether it stands at the right or at the left")
+        c.equal(got, [5, t], label="whether it is at the right or at the left")
     with c.part():
         got = c.call([t, h, e, r], ranks, 5)
         c.equal(got, [8], label="merges of merged tokens apply too")

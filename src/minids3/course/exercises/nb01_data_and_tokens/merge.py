@@ -134,7 +134,7 @@ def _with_for(ids, pair, new_id):
     minutes=8,
     library=bpe.merge_pair,
     hints=(
-        "After a match at position i, at which position do you look next? And what stands in the "
+        "After a match at position i, at which position do you look next? And what is in the "
         "list that you return if the last token has no neighbour?",
         """
         out = empty list, i = 0
@@ -189,7 +189,7 @@ def _with_for(ids, pair, new_id):
             "same_list",
             _same_list,
             "Where nothing matched you returned the caller's own list. Return a new one, or "
-            "whoever changes it later changes the input too.",
+            "and who changes it later changes the input too.",
         ),
     ],
     alternatives=[

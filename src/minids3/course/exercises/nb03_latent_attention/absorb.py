@@ -222,7 +222,7 @@ def _preallocated(q_nope, q_rope, c_kv, k_rope, w_kv_b):
         Mutant(
             "keys_then_values",
             _keys_then_values,
-            "You took the first H * dn rows as keys of all heads. The rows lie per head: dn for "
+            "You took the first H * dn rows as keys of all heads. The rows go head by head: dn for "
             "keys, dv for values, then the next head. Split the heads first.",
         ),
         Mutant(

@@ -213,14 +213,14 @@ def check_layout(c, args):
     library=_naive_library,
     hints=(
         "c_kv times w_kv_b transposed is [B, S, H * (dn + dv)]. What has to be split first, the "
-        "heads or keys and values, when a head's rows lie together? The rotary key has no head "
+        "heads or keys and values, when a head's rows are together? The rotary key has no head "
         "axis: how does every head get it? How wide is a whole query, and where in the S positions "
         "does the first query stand?",
         "kv = c_kv times w_kv_b transposed, last axis to (H, dn + dv), H moved to axis 1\n"
         "k_nope, v = first dn columns of kv, the rest\n"
         "k = k_nope and k_rope (the same one for every head) side by side    # dn + R wide\n"
         "q = q_nope and q_rope side by side\n"
-        "scores = q k^T / sqrt(dn + R); query t stands at position S - T + t, hide what is later\n"
+        "scores = q k^T / sqrt(dn + R); query t is at position S - T + t, hide what is later\n"
         "return softmax(scores) v",
     ),
     mutants=[
@@ -234,7 +234,7 @@ def check_layout(c, args):
             "no_rotary",
             _no_rotary,
             "The rotary part is missing from the scores: this attention does not know where "
-            "anything stands.",
+            "anything is.",
         ),
         Mutant(
             "mask_top_left",
@@ -248,7 +248,7 @@ def check_layout(c, args):
         Mutant(
             "keys_then_values",
             _keys_then_values,
-            "You took the first H * dn rows as keys of all heads. The rows lie per head: dn for "
+            "You took the first H * dn rows as keys of all heads. The rows go head by head: dn for "
             "keys, dv for values, then the next head. Split the heads first.",
         ),
         Mutant(
@@ -260,14 +260,14 @@ def check_layout(c, args):
         Mutant(
             "heads_inside",
             _heads_inside,
-            "The last axis was cut as (dn + dv, H). A head's rows lie together: cut it as "
+            "The last axis was cut as (dn + dv, H). A head's rows are together: cut it as "
             "(H, dn + dv).",
         ),
         Mutant(
             "late_mask",
             _late_mask,
             "Your mask starts one too late: each query sees the token after its own. Query t "
-            "stands at position S - T + t; hide from S - T + t + 1 on.",
+            "is at position S - T + t; hide from S - T + t + 1 on.",
         ),
         Mutant(
             "small_mask",

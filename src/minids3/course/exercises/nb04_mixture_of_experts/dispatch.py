@@ -151,12 +151,12 @@ def _one_hot(indices, n_experts):
     importance=5,
     minutes=10,
     hints=(
-        "argsort answers: which pair stands at place 0, at place 1, ...? What is the opposite "
+        "argsort answers: which pair is at place 0, at place 1, ...? What is the opposite "
         "question, and how do you answer it by writing instead of reading? How long must counts "
         "be if the last expert has nothing to do?",
         "experts = indices flattened                       # [N*K], pair n*K + k\n"
-        "order = stable argsort of experts                 # which pair stands at place p\n"
-        "inverse[order[p]] = p for every place p           # where pair i stands\n"
+        "order = stable argsort of experts                 # which pair is at place p\n"
+        "inverse[order[p]] = p for every place p           # where pair i is\n"
         "counts = how often each expert occurs, E numbers\n"
         "return order, inverse, counts",
     ),
@@ -165,7 +165,7 @@ def _one_hot(indices, n_experts):
             "no_empty",
             _dispatch_no_empty,
             "Experts without tokens are missing in counts, so every later expert reads its "
-            "neighbour's stretch. An empty expert counts 0.",
+            "neighbour's block. An empty expert counts 0.",
         ),
         Mutant(
             "no_minlength",
@@ -176,8 +176,8 @@ def _one_hot(indices, n_experts):
         Mutant(
             "order_twice",
             _dispatch_order_twice,
-            "You returned order as its own inverse. order asks which pair stands at a place; "
-            "inverse asks at which place a pair stands.",
+            "You returned order as its own inverse. order asks which pair is at a place; "
+            "inverse asks at which place a pair is.",
         ),
         Mutant(
             "tokens",
@@ -200,7 +200,7 @@ def _one_hot(indices, n_experts):
         Mutant(
             "descending",
             _dispatch_descending,
-            "You put the last expert first. Stretch e must belong to expert e.",
+            "You put the last expert first. Block e must belong to expert e.",
         ),
         Mutant(
             "first_choice",
@@ -275,7 +275,7 @@ def check_plan_dispatch(c):
         c.equal(order, want_order, label="pairs of one expert keep their old order")
     with c.part():
         c.shape(inverse, (tokens * top_k,), "inverse")
-        c.equal(inverse, want_inverse, label="inverse says at which place each pair stands")
+        c.equal(inverse, want_inverse, label="inverse says at which place each pair is")
     with c.part():
         everyone = torch.full((tokens, 1), experts - 1)
         full = c.call(everyone, experts, returns=3)

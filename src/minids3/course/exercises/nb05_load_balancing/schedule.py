@@ -66,7 +66,7 @@ def _speed_branches(tokens, total=14.8e12, last=0.5e12, speed=0.001):
     importance=2,
     minutes=4,
     hints=(
-        "How many tokens have been seen when the last stretch begins? Is that very moment still "
+        "How many tokens have been seen when the last part begins? Is that very moment still "
         "before it?",
         "stop = total - last\nif tokens is below stop: return speed\notherwise: return 0",
     ),
@@ -74,7 +74,7 @@ def _speed_branches(tokens, total=14.8e12, last=0.5e12, speed=0.001):
         Mutant(
             "never_stops",
             _speed_never_stops,
-            "The speed never drops to zero. In the last stretch the choice of experts should "
+            "The speed never drops to zero. In the last part the choice of experts should "
             "stand still.",
         ),
         Mutant(
@@ -86,12 +86,12 @@ def _speed_branches(tokens, total=14.8e12, last=0.5e12, speed=0.001):
         Mutant(
             "first_stretch",
             _speed_first,
-            "You stop after the first `last` tokens. The stretch without updates is at the end.",
+            "You stop after the first `last` tokens. The part without updates is at the end.",
         ),
         Mutant(
             "one_step_late",
             _speed_late,
-            "At exactly total - last tokens the last stretch has begun: the speed is zero there "
+            "At exactly total - last tokens the last part has begun: the speed is zero there "
             "already.",
         ),
         Mutant(
@@ -129,5 +129,5 @@ def check_schedule(c):
         wanted = torch.tensor([0.02] * ((total - last) // 64) + [0.0] * (last // 64))
         c.close(torch.tensor(speeds), wanted, label="a short run with another speed, step by step")
     with c.part():
-        label = "with no last stretch it never stops"
+        label = "with no last part it never stops"
         c.close(c.call(total - 1, total, 0, 0.02), 0.02, label=label, rtol=1e-6, atol=0)

@@ -190,7 +190,7 @@ def _scattered(indices, n_experts):
         Mutant(
             "no_minlength",
             _no_minlength,
-            "bincount ends at the largest expert that occurs, so idle experts behind it are "
+            "bincount ends at the largest expert that occurs, so idle experts after it are "
             "missing from the mean. Say minlength=n_experts.",
         ),
         Mutant(

@@ -107,7 +107,7 @@ def _walk(logits, draft, targets):
     minutes=8,
     hints=(
         "The draft at position i is about token i + 2. At which position does the main model name "
-        "that token? And who decides whether a draft stands: the text, or the main model?",
+        "that token? And who decides whether a draft is accepted: the text, or the main model?",
         "said = argmax over V of logits from position 1 on        # the main model, token i + 2\n"
         "agreed = argmax of draft equals said                     # [B, T - 1]\n"
         "counted = targets from column 1 on are not -100\n"
@@ -123,14 +123,14 @@ def _walk(logits, draft, targets):
         Mutant(
             "against_text",
             _against_text,
-            "You compared the draft with the text. That is accuracy; a draft stands when the main "
-            "model would have said the same, right or wrong.",
+            "You compared the draft with the text. That is accuracy; a draft is accepted when the "
+            "main model would have said the same, right or wrong.",
         ),
         Mutant(
             "both_right",
             _both_right,
             "You counted only drafts that are also true. When both make the same mistake, the "
-            "draft stands too.",
+            "draft is accepted too.",
         ),
         Mutant(
             "ignored_counted",
@@ -153,7 +153,7 @@ def _walk(logits, draft, targets):
             "twice",
             _twice,
             "2 p would mean that a refused draft costs the first token as well. The first one "
-            "always stands: 1 + p.",
+            "is always there: 1 + p.",
         ),
         Mutant(
             "endless",
@@ -206,10 +206,12 @@ def check_draft_acceptance(c):
         same = torch.zeros_like(draft).scatter_(2, said[:, 1:, None], 9.0)
         elsewhere = (said + 3) % vocab
         p, _ = c.call(logits, same, elsewhere, returns=2)
-        c.close(p, torch.tensor(1.0), label="a draft the main model agrees with stands, even wrong")
+        c.close(
+            p, torch.tensor(1.0), label="a draft the main model agrees with is accepted, even wrong"
+        )
         true = torch.zeros_like(draft).scatter_(2, elsewhere[:, 1:, None], 9.0)
         p, _ = c.call(logits, true, elsewhere, returns=2)
-        c.close(p, torch.tensor(0.0), label="one it would not have said falls, even right")
+        c.close(p, torch.tensor(0.0), label="one it would not have said is rejected, even right")
     with c.part():
         # Drafts agree just where the token counts, but for one: any other mask gives another p.
         wish = torch.where(masked[:, 1:] != -100, said[:, 1:], (said[:, 1:] + 1) % vocab)

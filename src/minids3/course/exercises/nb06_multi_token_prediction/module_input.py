@@ -13,7 +13,7 @@ from minids3.ref.norm import rms_norm_ref as rms_norm
 def mtp_input(x, tokens, table, norm, enorm, hnorm, eh_proj):
     """What goes into the block of an MTP module.
 
-    x [B, S, D]: the stream behind the last block, not yet normed
+    x [B, S, D]: the stream after the last block, not yet normed
     tokens [B, N], N <= S: the token to tell each of the first N positions
     table [V, D]: embeddings; eh_proj [D, 2 D]
     norm [D]: the final norm of what made x; enorm, hnorm [D]: the module's

@@ -169,8 +169,7 @@ def _both_masks(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
         Mutant(
             "in_place",
             _add_in_place,
-            "You stored the sum over x. Whoever launched this still needs x: the result goes to "
-            "out_ptr.",
+            "You stored the sum over x. The caller still needs x: the result goes to out_ptr.",
         ),
         Mutant(
             "pointer_forgotten",

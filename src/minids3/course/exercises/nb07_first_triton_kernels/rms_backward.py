@@ -476,7 +476,7 @@ def _back_cubed(
         Mutant(
             "rows_beyond",
             _back_rows_beyond,
-            "The last program has fewer rows than ROWS and wrote the missing ones anyway, behind "
+            "The last program has fewer rows than ROWS and wrote the missing ones anyway, after "
             "the end of dx. Mask rows as well as columns.",
         ),
         Mutant(
@@ -510,7 +510,7 @@ def check_rms_backward(c):
         c.close(partial.view, parts_want, label="each holds the sum over the program's own rows")
     with c.part():
         label = "nothing is written outside of dx and partial"
-        c.true(dx.untouched() and partial.untouched(), label, "the memory behind one has changed")
+        c.true(dx.untouched() and partial.untouched(), label, "the memory after one has changed")
     with c.part():
         ones, (rstd, _, _) = torch.ones(n), _want(x, torch.ones(n), grad, per, eps=0.0)
         dx, partial = c.guarded(rows, n), c.guarded(programs, n)
@@ -526,7 +526,7 @@ def check_rms_backward(c):
 
 
 def _want(x, weight, grad, per, eps=1e-5):
-    """rstd, dx, and the weight's gradient of each stretch of ``per`` rows, by fp64 autograd."""
+    """rstd, dx, and the weight's gradient of each block of ``per`` rows, by fp64 autograd."""
     rstd = (x.double().square().mean(-1) + eps).rsqrt().float()
     leaf, parts, slopes = x.double().requires_grad_(), [], []
     for rows, g in zip(leaf.split(per), grad.double().split(per), strict=True):

@@ -238,7 +238,7 @@ def _weight_unmasked(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl.
         Mutant(
             "no_mask",
             _rms_no_mask,
-            "You stored a whole tile of y: the last row's idle lanes lie behind the end.",
+            "You stored a whole tile of y: the last row's idle lanes are beyond the end.",
         ),
         Mutant(
             "rstd_without_eps",
@@ -277,7 +277,7 @@ def check_rms_norm(c):
         c.close(rstd.view, _want(x, weight, eps)[1], label="rstd is 1 / root mean square")
     with c.part():
         label = "nothing is written outside of y and rstd"
-        c.true(y.untouched() and rstd.untouched(), label, "the memory behind one has changed")
+        c.true(y.untouched() and rstd.untouched(), label, "the memory after one has changed")
     large = 300 * c.randn(2, 7).sign()
     for label, x, size, dtype, eps in (
         ("in fp16 large numbers do not overflow", large, 8, torch.float16, 1e-5),

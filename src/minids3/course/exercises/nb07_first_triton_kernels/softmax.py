@@ -142,7 +142,7 @@ def _no_other(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
         Mutant(
             "row_of_blocks",
             _softmax_row_of_blocks,
-            "Your rows start BLOCK elements apart. In memory they lie n_cols apart; BLOCK is only "
+            "Your rows start BLOCK elements apart. In memory they are n_cols apart; BLOCK is only "
             "the size of your tile.",
         ),
         Mutant(
@@ -200,7 +200,7 @@ def check_softmax(c):
         c.close(out.view, _want(x), label="the values are right")
     with c.part():
         label = "nothing is written outside of out"
-        c.true(out.untouched(), label, "the memory behind out has changed")
+        c.true(out.untouched(), label, "the memory after out has changed")
     for label, x, block in (
         ("numbers around 1000 do not overflow", 1000 + c.randn(2, 7), 8),
         ("rows of large negative numbers", -200 + c.randn(2, 5), 8),

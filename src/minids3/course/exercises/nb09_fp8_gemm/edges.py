@@ -324,14 +324,14 @@ def _scalar_joined(
         Mutant(
             "store_only",
             _edges_store_only,
-            "You masked what is stored and not what is loaded. Beyond the end of a row lies the "
+            "You masked what is stored and not what is loaded. Beyond the end of a row is the "
             "next one, and its numbers were multiplied into yours.",
         ),
         Mutant(
             "one_side",
             _edges_one_side,
             "Beyond K only a is set to 0. 0 times a number is 0, but 0 times NaN is NaN, and what "
-            "lies behind the row of b may be anything: mask k on both sides.",
+            "follows the row of b may be anything: mask k on both sides.",
         ),
         Mutant(
             "no_store_mask",
@@ -342,7 +342,7 @@ def _scalar_joined(
         Mutant(
             "lost_tail",
             _edges_lost_tail,
-            "Your loop makes K // 128 steps and never sees the last, shorter stretch.",
+            "Your loop makes K // 128 steps and never sees the last, shorter block.",
         ),
         Mutant(
             "floor_stride",

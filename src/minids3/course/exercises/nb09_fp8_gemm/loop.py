@@ -291,7 +291,7 @@ def _loop_fp32(a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, y_ptr, M, N, K,
     minutes=18,
     kernel=True,
     hints=(
-        "The scales change every 128 steps of K. Until when must the sum of one such stretch be "
+        "The scales change every 128 steps of K. Until when must the sum of one such block be "
         "kept apart, and what may it be added to once it has been scaled?",
         "row, col = the rows and columns of this program's tile\n"
         "total = zeros [BLOCK_M, BLOCK_N] in fp32\n"
@@ -307,25 +307,25 @@ def _loop_fp32(a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, y_ptr, M, N, K,
         Mutant(
             "after_the_loop",
             _loop_after_last,
-            "You scaled once, behind the loop. By then stretches with different scales have been "
+            "You scaled once, after the loop. By then blocks with different scales have been "
             "added up raw, and no factor takes them apart again.",
         ),
         Mutant(
             "mean_scale",
             _loop_after_mean,
-            "An average of the scales, behind the loop, is not what each stretch was divided by. "
-            "Multiply every stretch by its own scales, inside.",
+            "An average of the scales, after the loop, is not what each block was divided by. "
+            "Multiply every block by its own scales, inside.",
         ),
         Mutant(
             "first_scale",
             _loop_first_scale,
-            "Every stretch was multiplied by the scales of the first. They must be loaded anew in "
+            "Every block was multiplied by the scales of the first. They must be loaded anew in "
             "each step.",
         ),
         Mutant(
             "running_total",
             _loop_running,
-            "You scaled the running total, so earlier stretches are scaled again in every step. "
+            "You scaled the running total, so earlier blocks are scaled again in every step. "
             "Scale the new product, then add it.",
         ),
         Mutant(
@@ -358,19 +358,19 @@ def _loop_fp32(a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, y_ptr, M, N, K,
         Mutant(
             "b_as_kn",
             _loop_b_as_kn,
-            "You read b as [K, N]. It lies as [N, K], row after row: the number of column n at "
+            "You read b as [K, N]. It is [N, K], row after row: the number of column n at "
             "step k is at n * K + k.",
         ),
         Mutant(
             "stands_still",
             _loop_stands_still,
-            "Your loop multiplies the first stretch of K again and again: the addresses of a and b "
+            "Your loop multiplies the first block of K again and again: the addresses of a and b "
             "must move on by 128.",
         ),
         Mutant(
             "overwritten",
             _loop_overwritten,
-            "Each step replaced the total, so only the last stretch of K is left. Add.",
+            "Each step replaced the total, so only the last block of K is left. Add.",
         ),
         Mutant(
             "scaled_in_fp16",
@@ -385,7 +385,7 @@ def _loop_fp32(a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, y_ptr, M, N, K,
     ],
 )
 def check_loop(c):
-    """Values in fp64, scales that differ everywhere, a single stretch, exact integers."""
+    """Values in fp64, scales that differ everywhere, a single block, exact integers."""
     m, n, k = 64, 256, 128 * c.size(2, 3)
     a = quantize_ref(uneven(c, m, k) * 100)
     b = quantize_ref(uneven(c, n, k) * 100, WEIGHT_BLOCK)
@@ -404,7 +404,7 @@ def check_loop(c):
         pairs += [(codes[1].view(torch.float8_e4m3fn), torch.full((1, 1), 0.5))]
         y = _run(c, *pairs)
         want = product(*pairs, WEIGHT_BLOCK)
-        label = "one stretch (K = 128), scales 2 and 1/2"
+        label = "one block (K = 128), scales 2 and 1/2"
         c.close(y.view.double(), want, label=label, rtol=1e-5, atol=1e-5)
     with c.part():
         a, b = quantize_ref(uneven(c, 32, 128)), quantize_ref(uneven(c, 256, 128), WEIGHT_BLOCK)

@@ -237,7 +237,7 @@ def _no_other(x_ptr, q_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
         Mutant(
             "reciprocal",
             _quant_reciprocal,
-            "The codes are right, but you stored 448 / largest. Whoever reads number = code * "
+            "The codes are right, but you stored 448 / largest. Who reads number = code * "
             "scale needs largest / 448.",
         ),
         Mutant(
@@ -261,7 +261,7 @@ def _no_other(x_ptr, q_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
         Mutant(
             "neighbours",
             _quant_neighbours,
-            "Your load has no mask for columns: behind the end of a row lies the next row, and its "
+            "Your load has no mask for columns: after the end of a row comes the next row, and its "
             "numbers got into the last tile's maximum.",
         ),
         Mutant(
@@ -278,7 +278,7 @@ def _no_other(x_ptr, q_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
         Mutant(
             "scales_transposed",
             _quant_scale_columns,
-            "Your scales lie as [tiles, M]. They are wanted as [M, tiles], a row of scales for "
+            "Your scales are [tiles, M]. They are wanted as [M, tiles], a row of scales for "
             "each row of numbers.",
         ),
         Mutant(

@@ -242,13 +242,13 @@ def _block_built_in(q_ptr, scale_ptr, t_ptr, t_scale_ptr, M, K, BLOCK_K: tl.cons
         Mutant(
             "not_transposed",
             _again_not_transposed,
-            "The new codes lie as [M, K] in memory. The transpose has rows of length M: column k "
+            "The new codes are [M, K] in memory. The transpose has rows of length M: column k "
             "of row m goes to k * M + m.",
         ),
         Mutant(
             "scales_as_tiles_k",
             _again_scales_as_before,
-            "Your new scales lie as [tiles, K]. They are wanted as [K, tiles], a row of scales for "
+            "Your new scales are [tiles, K]. They are wanted as [K, tiles], a row of scales for "
             "each row of the transpose.",
         ),
         Mutant(

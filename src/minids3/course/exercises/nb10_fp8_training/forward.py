@@ -123,7 +123,7 @@ def _by_rows(x, weight):
     hints=(
         "Which numbers of x share a scale, and which of the weight? And which of the four "
         "tensors does backward have to find again?",
-        "x_q, x_scale = quantize(x, TILE)          # 1 x 128, one scale per token and stretch\n"
+        "x_q, x_scale = quantize(x, TILE)          # 1 x 128, one scale per token and 128\n"
         "w_q, w_scale = quantize(weight, BLOCK)    # 128 x 128\n"
         "y = dequantized x @ dequantized weight, transposed; round y to bf16\n"
         "return y and the four tensors, the E4M3 ones",

@@ -15,7 +15,7 @@ from minids3.model.hf.names import hf_layout
 def goes_fp8(name):
     """Whether a module's products are FP8 in DeepSeek-V3.
 
-    name: where it stands, such as "layers.3.self_attn.o_proj"
+    name: where it is, such as "layers.3.self_attn.o_proj"
     returns True or False
     """
     last = name.split(".")[-1]

@@ -14,7 +14,7 @@ def combine_kernel(y_ptr, weights_ptr, inverse_ptr, out_ptr, D,
     """out[n] = sum over k of weights[n, k] * y[inverse[n * TOP_K + k]].
 
     y [N * TOP_K, D], rows sorted by expert; weights [N, TOP_K]; inverse
-    [N * TOP_K] int64: where the row of each pair stands; out [N, D]
+    [N * TOP_K] int64: where the row of each pair is; out [N, D]
     programs (token, block of columns); sums are fp32, k = 0, 1, 2, ..
     """
     token = tl.program_id(0)
@@ -233,7 +233,7 @@ def _in_out_dtype(
         Mutant(
             "in_place",
             _combine_in_place,
-            "You read pair n * K + k at place n * K + k. After sorting it stands at "
+            "You read pair n * K + k at place n * K + k. After sorting it is at "
             "inverse[n * K + k].",
         ),
         Mutant(
@@ -310,7 +310,7 @@ def check_combine(c):
         c.true(out.written(), "every element of out is written", "some still hold the poison")
         c.close(out.view, _want(y, weights, inverse), label="out is the weighted sum")
     with c.part():
-        c.true(out.untouched(), "nothing is written outside of out", "the memory behind it changed")
+        c.true(out.untouched(), "nothing is written outside of out", "the memory after it changed")
     for name, shape, dtype in (
         ("fp16 rows are summed in fp32", (3, 4, 8), torch.float16),
         ("a single token", (1, 2, 5), torch.float32),
@@ -348,7 +348,7 @@ def _case(c, tokens, top_k, dim, dtype=torch.float32):
 
 def _want(y, weights, inverse):
     tokens, top_k = weights.shape
-    order = inverse.argsort()  # which pair stands at each place
+    order = inverse.argsort()  # which pair is at each place
     weighed = y.double() * weights.flatten()[order, None].double()
     out = torch.zeros(tokens, y.shape[1], dtype=torch.float64)
     return out.index_add_(0, order // top_k, weighed).float()

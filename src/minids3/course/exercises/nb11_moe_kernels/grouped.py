@@ -335,7 +335,7 @@ def _gemm_outer(
         Mutant(
             "untransposed",
             _gemm_untransposed,
-            "You read w[expert] as [K, N]. It lies as [N, K]: column k of row n is at n * K + k.",
+            "You read w[expert] as [K, N]. It is [N, K]: column k of row n is at n * K + k.",
         ),
         Mutant(
             "no_return",
@@ -375,7 +375,7 @@ def check_grouped_gemm(c):
     with c.part():
         c.close(y.view, want, label="all rows, each with its own expert's matrix", atol=1e-4)
     with c.part():
-        c.true(y.untouched(), "nothing is written outside of y", "the memory behind it has changed")
+        c.true(y.untouched(), "nothing is written outside of y", "the memory after it has changed")
     for name, counts, dtype in (
         ("fp16 inputs, fp32 sums", [3, 0, 5], torch.float16),
         ("a single row for the last expert", [0, 0, 1], torch.float32),

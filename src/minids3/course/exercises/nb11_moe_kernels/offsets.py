@@ -8,7 +8,7 @@ from minids3.course.registry import Alternative, Mutant, exercise
 
 
 def grouped_offsets(experts, n_experts, block):
-    """Where each expert's rows and tiles lie, once rows are sorted.
+    """Where each expert's rows and tiles are, once rows are sorted.
 
     experts [M] int64: the expert of each row, in any order
     returns order [M], the rows sorted by expert (equal ones keep their
@@ -123,7 +123,7 @@ def _float_starts(experts, n_experts, block):
     "moe-offsets",
     solution=grouped_offsets,
     notebook="11_moe_kernels",
-    title="Where everybody's tiles lie",
+    title="Where everybody's tiles are",
     difficulty=2,
     importance=5,
     minutes=8,
@@ -141,7 +141,7 @@ def _float_starts(experts, n_experts, block):
         Mutant(
             "ends",
             _offsets_ends,
-            "starts holds the places behind each expert's last row. Leave the expert itself out of "
+            "starts holds the places after each expert's last row. Leave the expert itself out of "
             "its running sum.",
         ),
         Mutant(
@@ -188,7 +188,7 @@ def _float_starts(experts, n_experts, block):
         Mutant(
             "inverse",
             _offsets_inverse,
-            "order answers where each row goes. Asked for is which row stands at each place: "
+            "order answers where each row goes. Asked for is which row is at each place: "
             "argsort itself, not its inverse.",
         ),
         Mutant(

@@ -311,7 +311,7 @@ def check_swiglu_quant(c):
         )
     with c.part():
         label = "nothing is written outside of q and scale"
-        c.true(q.untouched() and scale.untouched(), label, "the memory behind one has changed")
+        c.true(q.untouched() and scale.untouched(), label, "the memory after one has changed")
     with c.part():
         x = c.randn(2, 2 * block)
         x[0] = 0.0

@@ -13,7 +13,7 @@ def tile_map_kernel(counts_ptr, map_ptr, n_experts, BLOCK: tl.constexpr,
                     E_PAD: tl.constexpr):
     """Program t writes (expert, first row, end) of tile t.
 
-    counts [E] int64: rows per expert, which lie sorted by expert
+    counts [E] int64: rows per expert, which are sorted by expert
     map [programs, 3] int32: the tile's expert, its first row, and the end
     of that EXPERT's rows (a full tile may end before it, none after);
     -1, 0, 0 for a program with no tile left
@@ -192,7 +192,7 @@ def _map_mine(counts_ptr, map_ptr, n_experts, BLOCK: tl.constexpr, E_PAD: tl.con
     kernel=True,
     hints=(
         "Program 5 holds the running sum of tiles, say 2, 2, 5, 6. How many of these ends are "
-        "already behind it, and what has that number to do with its expert? Which of "
+        "already before it, and what has that number to do with its expert? Which of "
         "<= and < lets it skip an expert without tiles?",
         "counts = load E_PAD lanes, masked, other = 0\n"
         "tiles = ceil(counts / BLOCK)\n"
@@ -206,13 +206,13 @@ def _map_mine(counts_ptr, map_ptr, n_experts, BLOCK: tl.constexpr, E_PAD: tl.con
         Mutant(
             "no_mask",
             _map_no_mask,
-            "You loaded E_PAD counts, and behind the E-th lies somebody else's memory: mask the "
+            "You loaded E_PAD counts, and after the E-th comes somebody else's memory: mask the "
             "load, with other=0.",
         ),
         Mutant(
             "strict",
             _map_strict,
-            "Tile t belongs behind every expert whose tiles end at t or before: compare with <=. "
+            "Tile t comes after every expert whose tiles end at t or before: compare with <=. "
             "With < the first tile of an expert goes to the one before.",
         ),
         Mutant(
@@ -297,4 +297,4 @@ def _part(c, counts, block, pad, name, label=None):
     with c.part():
         c.equal(out.view[used:], want[used:], label="programs without a tile write -1, 0, 0")
     with c.part():
-        c.true(out.untouched(), "nothing is written outside of the map", "memory behind it changed")
+        c.true(out.untouched(), "nothing is written outside of the map", "memory after it changed")
