@@ -933,7 +933,7 @@ viz.show(fig, dpi=90, alt="Gain by one draft at 85 percent acceptance "
 # That is a model, and an optimistic one: no launch, no imbalance, no time for
 # the draft. But its shape is why serving systems switch drafting off under
 # load, and why DeepSeek's own next drafter decides anew in every step how
-# much to check (see *What became of it*).
+# much to check (at the end of this notebook).
 #
 # ## 17.9 Play: how a text came to be
 #
@@ -983,7 +983,7 @@ bill.show(upto="17")
 # up to 1.8 times as fast (TR). They make the *service* cheaper only where
 # its machines wait for memory: in the roofline 39 % cheaper with 32 sequences
 # on each GPU, and 8 % more expensive with 128. Whether the published day of
-# notebook 16 was served with drafts is not published, so its $0.30 stays as
+# notebook 16 was served with drafts is not published, so its \$0.30 stays as
 # it is.
 #
 # ## What became of it
