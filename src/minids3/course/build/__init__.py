@@ -56,7 +56,7 @@ def write(path: Path, text: str) -> bool:
     return True
 
 
-def build(source: Source, run: bool = True, timeout: int = 900) -> list[Path]:
+def build(source: Source, run: bool = True, timeout: int = 3600) -> list[Path]:
     """Write the student's notebook and, with ``run``, the executed solved one.
 
     Without ``run`` a solved notebook that exists keeps the outputs of cells that did not change.

@@ -13,7 +13,7 @@ from minids3.course.build.cells import METADATA, BuildError
 __all__ = ["execute"]
 
 
-def execute(notebook: Any, timeout: int = 900) -> Any:
+def execute(notebook: Any, timeout: int = 3600) -> Any:
     """Run ``notebook`` in a fresh kernel and return it with outputs and nothing that varies.
 
     Raises:
