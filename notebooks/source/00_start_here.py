@@ -230,7 +230,8 @@ _ = check("rms-norm", hasty, dry=True)
 #   which. So you can skip an exercise and come back.
 # - **Hints** come when you ask, in three levels: a question, pseudocode, the
 #   worked solution. `hint("rms-norm")` gives the next one each time, and
-#   `solution("rms-norm")` goes straight to the last.
+#   `solution("rms-norm")` goes straight to the last and adds one other way
+#   that the check accepts. After a pass it is worth a look.
 # - **Solved versions** of all notebooks, with every output and figure, are in
 #   `notebooks/solutions/`.
 # - **Progress** is kept on your own machine, in a folder `.minids3` in your
@@ -476,7 +477,9 @@ for name, found in verdicts.items():
 # carry that got lost. Sense costs more than form, and buying more of it per
 # dollar is what the architecture in notebooks 03 to 06 is for.
 #
-# Print a few with `write_documents(trained, 8)` and look for the broken rule.
+# **Your turn, 5 minutes, without a check.** Print a few with
+# `write_documents(trained, 8)` and look for the broken rule: `accepted(text)`
+# is None where there is one.
 #
 # ## 0.5 Play
 #

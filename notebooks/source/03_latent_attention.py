@@ -239,7 +239,8 @@ viz.show(fig, alt="Three lower triangles of scores for 24 random tokens. "
 # `k_rope` `[B, S, R]`. Rebuild keys and values with `w_kv_b`, and return
 # the attention `[B, H, T, dv]`. The queries are the **last** T of the S
 # positions: with a cache T is 1 and S is long. Scores are divided by the
-# root of a whole query's width.
+# root of a whole query's width. With one token in the cache every head
+# returns that token's value, `W_UV_i c_kv`, whatever the query is.
 
 # %%
 # EXERCISE mla-naive
@@ -395,7 +396,9 @@ print(f"share of rebuilding:       {rebuild / (rebuild + attention):.1%}")
 # Write `attend_absorbed`: the arguments and the result of `attend_naive`,
 # but no key and no value is rebuilt. Fold `W_UK` into the query, add the
 # rotary part of the score, average the latents, and apply `W_UV` to the
-# average. The check counts your multiply-adds.
+# average. What comes out is what `attend_naive` returns, to float precision:
+# for a single cached token its value, in every head. The check counts your
+# multiply-adds.
 
 # %%
 # EXERCISE mla-absorb
@@ -913,6 +916,11 @@ viz.play(who_fits, gigabytes=(8, 640, 8), heads=[8, 16, 32, 64, 128],
 # %% [markdown]
 # Move the heads and watch the bottom bar: it stays. With latents, heads
 # cost arithmetic and no memory.
+#
+# **Your turn, 5 minutes, without a check.** On paper first, then with
+# `cache_bytes`: how many users with 128K tokens (131,072) each fit into 40 GB
+# of cache, for Llama-3.1-405B (126 layers, 8 key-value heads), for V3, and for
+# V3 with FlashMLA's 656 bytes a token and layer? You should find 0, 4 and 7.
 #
 # ## 3.13 The Bill
 #

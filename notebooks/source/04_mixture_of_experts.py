@@ -485,7 +485,9 @@ def run_experts(rows, counts, gate_up, down):
 #
 # Write `combine`. `rows` `[N·K, D]` are the experts' outputs, in sorted
 # order. `weights` is `[N, K]`, `inverse` as above. Bring every row home and
-# return, for each token, the weighted sum of its K rows: `[N, D]`.
+# return, for each token, the weighted sum of its K rows: `[N, D]`. One token
+# with rows `[[1, 0], [0, 2]]`, inverse `[1, 0]` and weights `[[0.5, 3]]` gets
+# `[[3, 1]]`: its first choice is the second row.
 
 # %%
 # EXERCISE moe-combine
@@ -761,7 +763,9 @@ print(f"busiest expert: {busy.max():.1f} times the mean load, "
 #
 # Write `feed_forward_parameters`: the parameters of all feed-forward layers,
 # gates included, and how many of them one token uses. A SwiGLU has three
-# matrices. Return `total, activated`.
+# matrices. Return `total, activated`. Two layers of `hidden` 2, the first
+# dense with width 3, the second with 4 routed experts and 1 shared of width
+# 1, one routed expert per token: 56 and 38.
 
 # %%
 # EXERCISE moe-activated

@@ -315,7 +315,8 @@ for name, loss, load in (("no balancing", wild_loss, wild_load),
 # ### Exercise: let go at the end
 #
 # Write `bias_speed`. After `tokens` of `total` tokens the speed is `speed`,
-# and for the last `last` tokens it is 0.
+# and for the last `last` tokens it is 0. With a total of 10 and the last 2,
+# it is still `speed` at 7 and 0 at 8.
 
 # %%
 # EXERCISE balance-schedule
@@ -881,6 +882,11 @@ viz.show(fig, dpi=76, alt="Two simulations of 150 steps at skew 1. Speed "
 # added to all of them changes no choice. torchtitan subtracts the mean of
 # the update all the same, which keeps the numbers small. Try the speed in
 # between, and a skew of 3.
+#
+# **Your turn, 5 minutes, without a check.** Write that version: an
+# `update_bias` whose step has its mean taken away. Put it into `simulate`. The
+# loads must come out as before, step by step, and the biases must add up to
+# zero (to float precision).
 
 # %% tags=["nbval-ignore-output"]
 def bias_simulator(speed=0.005, skew=1.0):

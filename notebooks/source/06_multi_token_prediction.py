@@ -275,7 +275,9 @@ viz.show(fig, alt="Root mean square in the shipped model: " + ", ".join(
 # positions. Norm `x` with the final `norm`, then with `hnorm`; norm the
 # embeddings `table[tokens]` with `enorm`; join them, embedding first, and
 # multiply by `eh_proj` `[D, 2 D]` (stored `[out, in]`). Return `[B, N, D]`.
-# Use `rms_norm(x, weight)`, your warm-up of notebook 00.
+# Use `rms_norm(x, weight)`, your warm-up of notebook 00. With D = 1 a norm
+# with weight 1 leaves only a sign: a hidden vector of 7, an embedding of −0.3
+# and `eh_proj` `[[10, 1]]` give −10 + 1 = −9.
 
 # %%
 # EXERCISE mtp-input
@@ -1084,6 +1086,11 @@ viz.show(fig, dpi=90, alt="Speed-up by drafting at 87 percent acceptance "
 # And attention is not in it: the absorbed path of notebook 03 is at an H800's
 # edge between memory and arithmetic with one column, and a second column
 # doubles its queries.
+#
+# **Your turn, 5 minutes, without a check.** What would a *second* draft do?
+# If each is accepted with p = 0.87 and only after the one before it, a step
+# makes 1 + p + p² tokens and reads `weights_read(3 * batch)`. Is it worth it
+# for one user, for eight, for 512? You should find 1.27, 1.17 and 2.63 times.
 #
 # Now drag both sliders.
 

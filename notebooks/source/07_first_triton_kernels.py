@@ -486,7 +486,8 @@ for block in (None, 64, 256):
 #
 # Write `rms_norm_kernel`: a program per row, `x` and `y` `[rows, n_cols]`,
 # `weight` `[n_cols]`, `rstd` `[rows]`. `tl.sqrt` takes a tile or a single
-# number.
+# number. With weights of 1 the row `[3, 4]` becomes `[0.8485, 1.1314]`, and
+# its `rstd` is 0.2828.
 
 # %%
 # EXERCISE triton-rms-norm
@@ -593,7 +594,9 @@ print(f"{distinct} different sums of the same numbers")
 #
 # Write `rms_norm_backward_kernel`. Program p owns rows `p * ROWS` to `p *
 # ROWS + ROWS - 1`; the last one may have fewer. It writes `dx` for them and
-# row p of `partial`: its share of the weight's gradient.
+# row p of `partial`: its share of the weight's gradient. For the row `[3, 4]`,
+# weights of 1 and a gradient of `[1, 0]`, `dx` is `[0.1810, -0.1358]` and the
+# share `[0.8485, 0]`.
 #
 # If you would rather loop over the rows: the interpreter refuses a mask
 # that joins a tile with a single comparison (`tile_mask & (row < n_rows)`:
@@ -822,6 +825,11 @@ viz.show(fig, dpi=85, alt=f"Roofline of an H100 with its bend at "
 # only fewer bytes do. One kernel instead of five lines moves the point to
 # the right, along the roof. The large products live on the other side, and
 # they are where FP8 will pay twice: half the bytes, and twice the peak.
+#
+# **Your turn, 5 minutes, without a check.** Where is your backward kernel? It
+# takes some ten operations for each number and, at best, three trips. Add it
+# to `POINTS` and draw again: at 1.7 operations per byte, with a roof of 5.6
+# TFLOP/s, little more than half a percent of the peak.
 #
 # And how near do the library's kernels come to their roof? That takes a
 # GPU. `python -m minids3.bench kernels --device cuda --json` holds each one

@@ -91,7 +91,7 @@ for row, (kind, shares) in enumerate(lost.items()):
     ax.scatter(100 * shares[this], row + spread[this], s=46, marker="o",
                fc="none", ec=viz.COLORS["ink"],
                label=LAYER if row == 0 else None)
-ax.legend(fontsize=8, loc="center")
+ax.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
 ax.set_yticks(range(3), lost)
 ax.invert_yaxis()
 ax.set(xlabel="numbers that became zero (%), a dot per layer",

@@ -368,7 +368,9 @@ viz.show(map_figure(few, tiles, 16), dpi=88, alt=f"Programs 0 to "
 # `[E, N, K]`; `y` is `[M, N]`; `map` is what your kernel wrote. Program
 # (tile, column block) computes `BLOCK_M` × `BLOCK_N` numbers of y. Add up
 # in fp32 with `tl.dot(x, w, total, input_precision="ieee")`; the last
-# argument forbids the short cut of rounding fp32 to 10 bits first.
+# argument forbids the short cut of rounding fp32 to 10 bits first. With `x` of
+# ones, K = 70 and every number of `w[e]` equal to e, each row of expert e is
+# 70 · e.
 
 # %%
 # EXERCISE moe-grouped-gemm
@@ -627,7 +629,9 @@ print(f"relative error: {100 * errors[0]:.3f} % rounded once, "
 #
 # Write `combine_kernel`. `y` is `[N·K, D]`, sorted by expert; pair
 # `n * TOP_K + k` is at place `inverse[n * TOP_K + k]`. Program
-# (token, column block) writes the weighted sum of K rows, kept in fp32.
+# (token, column block) writes the weighted sum of K rows, kept in fp32. One
+# token with rows `[[1, 0], [0, 2]]`, `inverse` `[1, 0]` and weights
+# `[[0.5, 3]]` gets `[3, 1]`.
 
 # %%
 # EXERCISE moe-combine-kernel
