@@ -13,7 +13,7 @@ TEST_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: lab test lint unit notebooks drift build data clean
+.PHONY: lab test lint unit notebooks drift build data site browser clean
 
 # Threads wait without spinning, in every kernel: see src/minids3/__init__.py.
 lab: $(VENV)/.lab
@@ -46,6 +46,17 @@ build: $(VENV)/.test
 data: $(VENV)/.test
 	$(BIN)/python -m minids3.data build
 
+# A static book of the solved notebooks, in build/site; nothing is executed.
+site: $(VENV)/.site
+	$(BIN)/python book/prepare.py build/site-source
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/site-trees build/site-source build/site
+	@rm -rf build/site/_sources
+	@echo "open build/site/index.html"
+
+# JupyterLab and the site in the machine's own Chromium, headless. Some minutes; not part of 'test'.
+browser: site $(VENV)/.browser
+	MINIDS3_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(TEST_ARGS)
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 		echo "minids3 needs Python 3.10 or newer; '$(PYTHON)' is not. Try: make $(MAKECMDGOALS) PYTHON=python3.12"; \
@@ -67,6 +78,14 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e ".[test]"
 	$(QUIET)
 	@touch $@ $(VENV)/.lab
+
+$(VENV)/.site: $(VENV)/.test
+	$(PIP) -e ".[site]"
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.test
+	$(PIP) -e ".[browser]"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build dist

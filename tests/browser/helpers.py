@@ -1,0 +1,39 @@
+"""What the browser's tests share."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+class Watched:
+    """A page, and what it complained of and asked of the network."""
+
+    def __init__(self, page, own):
+        self.page = page
+        self.errors, self.foreign = [], []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda m: m.type == "error" and self.errors.append(m.text))
+        page.on(
+            "request",
+            lambda r: (
+                r.url.startswith((own, "data:", "blob:", own.replace("http", "ws")))
+                or self.foreign.append(r.url)
+            ),
+        )
+
+    def clean(self):
+        assert self.errors == []
+        assert self.foreign == []
+
+
+def serious(page, within):
+    """What axe-core finds serious or critical inside some elements, a line each."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, context={"include": [[within]]}).response["violations"]
+    return [
+        f"{v['id']}: {node['target']} {node['html'][:160]}"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+        for node in v["nodes"][:3]
+    ]

@@ -1,0 +1,95 @@
+"""The site, as a reader's browser has it: no network, no error, folds, search, both themes."""
+
+import re
+
+import pytest
+from browser.helpers import ROOT, serious
+
+PAGES = ["index", "instructor_guide", "sources", "ERRATA"]
+PAGES += sorted(p.stem for p in (ROOT / "notebooks" / "solutions").glob("[0-9][0-9]_*.ipynb"))
+
+
+def test_under_thirty_megabytes():
+    size = sum(p.stat().st_size for p in (ROOT / "build" / "site").rglob("*") if p.is_file())
+    assert 1e6 < size < 30e6
+
+
+def test_every_page_reads_without_network_and_errors(site, open_page):
+    watched = open_page(site)
+    page, links = watched.page, set()
+    for name in PAGES:
+        page.goto(f"{site}/{name}.html")
+        assert page.locator("article h1").count() == 1, name
+        alts = page.eval_on_selector_all("article img", "all => all.map(i => i.alt.trim())")
+        assert all(alts), name
+        found = page.eval_on_selector_all("article a[href]", "all => all.map(a => a.href)")
+        links |= {u.split("#")[0] for u in found if u.startswith(site)}
+    assert len(links) > 3 * 15  # notebooks to read, to solve, solved
+    for link in links:
+        assert page.request.get(link).ok, link
+    watched.clean()
+
+
+@pytest.mark.parametrize("width", [1280, 1024, 400])
+def test_no_page_is_wider_than_its_window(width, site, open_page):
+    page = open_page(site, width=width).page
+    for name in ("index", "00_start_here", "03_latent_attention", "08_fp8_numbers", "sources"):
+        page.goto(f"{site}/{name}.html")
+        wide = page.evaluate("document.scrollingElement.scrollWidth")
+        assert wide <= width + 1, f"{name} is {wide} pixels wide"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(scheme, site, open_page):
+    page = open_page(site, scheme=scheme).page
+    for name in ("index", "00_start_here", "sources"):
+        page.goto(f"{site}/{name}.html")
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.dataset.theme") == scheme
+        assert serious(page, "article") == [], name
+
+
+def test_answers_and_checklists_are_folded_and_open(site, open_page):
+    page = open_page(site).page
+    page.goto(f"{site}/00_start_here.html")
+    list_ = page.get_by_text("The notebook goes on with your rms_norm.")
+    answer = page.locator("details", has_text="def rms_norm")
+    for hidden in (list_, answer.locator("pre").first):
+        assert not hidden.is_visible()
+    page.locator("details", has=list_).locator("summary").click()
+    answer.locator("summary").first.click()
+    assert list_.is_visible()
+    assert answer.locator("pre").first.is_visible()
+
+
+def test_colab_and_files_are_one_click_away(site, open_page):
+    page = open_page(site).page
+    for name in PAGES[4:6]:
+        page.goto(f"{site}/{name}.html")
+        colab = page.get_by_role("link", name="Open in Colab").first.get_attribute("href")
+        assert re.fullmatch(r"https://colab\.research\.google\.com/github/.+\.ipynb", colab)
+        assert colab.endswith(f"/notebooks/{name}.ipynb")
+        for folder in ("files", "files/solved"):
+            answer = page.request.get(f"{site}/{folder}/{name}.ipynb")
+            assert answer.ok
+            assert answer.json()["nbformat"] == 4
+
+
+def test_search_finds_a_word_of_a_notebook(site, open_page):
+    watched = open_page(site)
+    watched.page.goto(f"{site}/search.html?q=absorb")
+    watched.page.locator("#search-results a").first.wait_for()
+    found = watched.page.eval_on_selector_all("#search-results a", "a => a.map(x => x.href)")
+    assert any("03_latent_attention" in link for link in found)
+    watched.clean()
+
+
+def test_the_theme_can_be_switched(site, open_page):
+    page = open_page(site).page
+    page.goto(f"{site}/00_start_here.html")
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    for _ in range(2):  # light, dark, and as the system has it
+        page.locator(".theme-switch-button").first.click()
+        if page.evaluate("document.documentElement.dataset.theme") == "dark":
+            break
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
