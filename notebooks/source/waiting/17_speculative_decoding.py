@@ -401,9 +401,9 @@ for ax, name, role in ((axes[0], "accept_and_residual", "ours"),
 axes[0].set_ylabel(f"how often in {N:,}")
 fig.tight_layout()
 viz.show(fig, dpi=88, alt="Counts of the 24 likeliest texts against what is "
-         "expected. Left, accept_and_residual: the bars lie within two "
-         "standard deviations. Right, accept everything: many bars are far "
-         f"off. p-values {found['accept_and_residual'][2]:.2f} and "
+         "expected. Left, accept_and_residual: the bars scatter around "
+         "it. Right, accept everything: some bars are far off or missing. "
+         f"p-values {found['accept_and_residual'][2]:.2f} and "
          f"{found['accept everything'][2]:.0e}.")
 
 # %% tags=["nbval-check-output"]
@@ -581,17 +581,17 @@ print("main cache not rolled back: wrong text in some domain:",
       any(same[d, "main"] < NEW for d in DOMAINS))
 print("module forgetful or blind: still the right text:",
       all(same[d, k] == NEW for d in DOMAINS for k in ("module", "blind")))
-print("module blind: fewer tokens per step, in every domain:",
-      all(pace[d, "blind"] < pace[d, "right"] for d in DOMAINS))
+print("module blind: fewer tokens per step in most domains:",
+      sum(pace[d, "blind"] < pace[d, "right"] for d in DOMAINS) > 2)
 
 # %% [markdown]
-# A main cache that remembers rejected words writes another text (where a
-# draft was rejected at all before the end). A module that remembers its own
+# A main cache that remembers rejected words soon writes another text, unless
+# attention happens not to care for them. A module that remembers its own
 # dreams writes the **same** text, and so does a blind one, with clearly fewer
-# drafts that hold: whatever the drafter does, the check makes it right. That
-# is the beauty of the method, and its trap. A broken drafter is never wrong,
-# only slow, and the forgetful one not even reliably that. Nobody notices.
-# Watch the acceptance, not the text.
+# drafts that hold (where a text is so regular that it can be guessed blindly,
+# not even that). Whatever the drafter does, the check makes it right. That is
+# the beauty of the method, and its trap: a broken drafter is never wrong,
+# only slow, and nobody notices. Watch the acceptance, not the text.
 #
 # ## 17.6 Tokens per step
 #
@@ -719,6 +719,9 @@ for k in (1, 2):
           f"measured {gains[k]:.2f}")
 
 # %% [markdown]
+# (Other work on the machine moves these seconds by a fifth or more. Run the
+# cells again before you believe a small difference.)
+#
 # On a small model on a CPU, a draft costs a good part of a step: the MTP
 # module is one block beside six, and its pass through the head is as long as
 # the main model's. And the second column brings its own experts. On a large
@@ -779,8 +782,10 @@ viz.show(fig, dpi=88, alt="Acceptance against temperature, on given texts: "
                      f"{heat[d][-1]:.2f} at 2" for d in DOMAINS) + ".")
 
 # %% [markdown]
-# Up to the model's own temperature of 1 not much happens. Above it both laws
-# flatten, each in its own way, and they part.
+# Up to the model's own temperature of 1 little happens. The acceptance may
+# even rise: greedily, two nearly equal tokens are a rejection if the two
+# laws order them differently, and by overlap they are hardly any. Above 1
+# both laws flatten, each in its own way, and part.
 #
 # ## 17.7 Against the report
 #
@@ -926,8 +931,8 @@ ax.set_xscale("log", base=2)
 ax.set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])
 ax.set(xlabel="sequences on each GPU, 4,989 cached tokens each",
        ylabel="tokens per second with\none draft (none = 1)",
-       ylim=(0.85, 2.0))
-ax.legend(fontsize=8, loc="lower left")
+       ylim=(0.6, 2.0))
+ax.legend(fontsize=8, loc="lower left", ncols=3)
 viz.show(fig, dpi=90, alt="Gain by one draft at 85 percent acceptance "
          "against sequences per GPU. On 144 GPUs: "
          + ", ".join(f"{gain(serving.V3_DECODE, b):.2f} at {b}"
