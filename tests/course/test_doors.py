@@ -203,3 +203,60 @@ def test_linux_on_arm_gets_triton():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for machine in ("x86_64", "aarch64"):
         assert f"platform_system == 'Linux' and platform_machine == '{machine}'" in text
+
+
+# colours of feedback pages ------------------------------------------------------------------------
+
+
+def test_words_on_feedback_pages_have_a_contrast_of_four_and_a_half():
+    from minids3.viz.legible import contrast
+
+    css = (ROOT / "src/minids3/grade/reports/templates/page.css").read_text(encoding="utf-8")
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#\w{6});", part)) for part in css.split("@media")[:2]
+    )
+    pairs = [(name, f"{name}-bg") for name in ("ok", "some", "no", "look", "none")]
+    pairs += [(ink, ground) for ink in ("ink", "soft", "look") for ground in ("paper", "ground")]
+    pairs += [(ink, "code") for ink in ("k", "s", "c", "n", "ink")]
+    for theme in (light, {**light, **dark}):
+        for ink, ground in pairs:
+            assert contrast(theme[ink], theme[ground]) >= 4.5, (ink, ground)
+
+
+# the site -----------------------------------------------------------------------------------------
+
+
+def test_readme_begins_with_the_site_of_this_repository():
+    from minids3.course.repository import address, pages
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert pages("https://github.com/Octo-Cat/a.book") == "https://octo-cat.github.io/a.book/"
+    links = re.findall(r"\]\(([^)]+)\)", readme)
+    assert links[0] == pages(address())
+
+
+def test_the_site_folds_answers_and_checklists_and_links_files_that_exist(tmp_path):
+    """What ``make site`` gives to Sphinx; ``make browser`` looks at the pages."""
+    import json
+    import runpy
+
+    book = runpy.run_path(str(ROOT / "book" / "prepare.py"))
+    names = book["prepare"](tmp_path / "site")
+    solved = {p.stem for p in (ROOT / "notebooks" / "solutions").glob("[0-9][0-9]_*.ipynb")}
+    assert set(names) == solved
+    toc = (tmp_path / "site" / "index.md").read_text(encoding="utf-8")
+    for name in names:
+        assert f"\n{name}\n" in toc
+        shown = json.loads((tmp_path / "site" / f"{name}.ipynb").read_text(encoding="utf-8"))
+        tags = {c["id"]: c["metadata"].get("tags", []) for c in shown["cells"] if "id" in c}
+        for id, given in tags.items():
+            if id.startswith("check-"):
+                assert given == ["hide-output"]
+            if id.startswith("answer-"):
+                assert given == ["hide-input"]
+        assert any(id.startswith("check-") for id in tags)
+        for link in re.findall(r"href='(files/[^']+)'", shown["cells"][0]["source"]):
+            assert (tmp_path / "site" / "extra" / link).is_file()
+        assert shown["cells"][0]["source"].count("href='files/") == 2
+    with pytest.raises(SystemExit, match="does not exist"):
+        book["relink"]("[a](no_such.md)", ROOT / "notebooks", set(), "https://github.com/a/b")

@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 from pathlib import Path
 
-__all__ = ["address", "root", "set_address"]
+__all__ = ["address", "pages", "root", "set_address"]
 
 _SETTING = re.compile(r'^(Repository = ")(https://github\.com/[^"]+)(")$', re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+")
@@ -43,6 +43,12 @@ def address() -> str:
     raise LookupError("pyproject.toml has no 'Repository' under [project.urls]")
 
 
+def pages(address: str) -> str:
+    """Where GitHub Pages shows the site of a repository's address."""
+    owner, name = address.removeprefix("https://github.com/").split("/")
+    return f"https://{owner.lower()}.github.io/{name}/"
+
+
 def set_address(name: str) -> list[Path]:
     """Point pyproject.toml and README.md to ``OWNER/NAME`` and return the files that changed.
 
@@ -67,7 +73,7 @@ def set_address(name: str) -> list[Path]:
         # The address itself, and the "github/OWNER/NAME" of Colab links; never a longer name.
         path = re.escape(old.removeprefix("https://github.com/"))
         link = rf"(github(?:\.com)?/){path}(?![\w-]|\.(?!git\b)\w)"
-        after = re.sub(link, rf"\g<1>{name}", before)
+        after = re.sub(link, rf"\g<1>{name}", before).replace(pages(old), pages(new))
         if write(readme, after):
             changed.append(readme)
     return changed

@@ -289,7 +289,8 @@ def _students(results: list[SubmissionResult], links: dict[str, str]) -> str:
             f"<td>{late} {look}</td></tr>"
         )
     head = (
-        "<tr><th>Student</th><th>Exercises, in order</th><th class='num'>Points</th><th></th></tr>"
+        "<tr><th>Student</th><th>Exercises, in order</th><th class='num'>Points</th>"
+        "<th>Look at</th></tr>"
     )
     table = f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
     return _card("Students", "", f'<div class="scroll">{table}</div>')
