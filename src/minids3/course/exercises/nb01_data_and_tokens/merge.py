@@ -189,7 +189,7 @@ def _with_for(ids, pair, new_id):
             "same_list",
             _same_list,
             "Where nothing matched you returned the caller's own list. Return a new one, or "
-            "and who changes it later changes the input too.",
+            "a later change to it changes the input too.",
         ),
     ],
     alternatives=[

@@ -214,7 +214,7 @@ def _preallocated(x, tile=128):
         Mutant(
             "zero_scale",
             _tiles_zero_scale,
-            "A tile of zeros has scale 0 in your answer, and who divides by it gets NaN. "
+            "A tile of zeros has scale 0 in your answer, and dividing by it gives NaN. "
             "Give it scale 1.",
         ),
         Mutant(

@@ -237,7 +237,7 @@ def _no_other(x_ptr, q_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
         Mutant(
             "reciprocal",
             _quant_reciprocal,
-            "The codes are right, but you stored 448 / largest. Who reads number = code * "
+            "The codes are right, but you stored 448 / largest. Anyone reading number = code * "
             "scale needs largest / 448.",
         ),
         Mutant(
