@@ -698,7 +698,8 @@ print("continuous needs less than two thirds of the steps:",
 
 # %% [markdown]
 # Grey is what static batches throw away: a read of all weights that nobody
-# in that place uses. The steps are the engine's clock here; seconds depend
+# in that place uses, and the time until a batch is full. The steps are the
+# engine's clock here, which also runs while it waits; seconds depend
 # on your machine, and on a core, where a batch is not free, they differ by
 # less.
 #
@@ -994,7 +995,7 @@ for at, label, (name, _) in zip(when, labels, line):
 ax.set(yscale="log", ylabel="dollars a million", ylim=(0.002, 4),
        xlabel="date")
 ax.set_yticks([0.01, 0.1, 1], [0.01, 0.1, 1])
-ax.legend(fontsize=8, loc="lower left")
+ax.legend(fontsize=8, loc="upper right", ncols=3)
 viz.show(fig, dpi=88, alt="DeepSeek's prices from December 2024 to "
          "November 2026 as steps on a logarithmic axis. Output 0.28, "
          "1.10 from February 2025, 1.68 from September, 0.42 with V3.2, "
