@@ -127,7 +127,7 @@ def test_00_run_all_answers_hint_and_themes(notebook):
     said = book.run("check-rms-norm")
     assert "  no    " not in said
     assert "The notebook goes on with your rms_norm." in said
-    assert "hint 1 of 3: a question" in book.run("answer-rms-norm", 'hint("rms-norm")')
+    assert "hint 1 of 3: a question" in book.run("answer-rms-norm", 'hint("rms-norm", 1)')
     for theme, light in (("JupyterLab Dark", "false"), ("JupyterLab Light", "true")):
         book.page.evaluate(
             "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme
