@@ -11,6 +11,7 @@ import pytest
 from minids3.course import build as b
 from minids3.course import repository
 from minids3.course.build import cells
+from minids3.course.build.execute import _tidy as tidy
 
 TINY = """\
 # %% [markdown]
@@ -192,3 +193,14 @@ def test_repository_is_rewritten(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match="is not OWNER/NAME"):
         repository.set_address("https://github.com/a/b")
+
+
+@pytest.mark.parametrize(
+    "bar", ["  0%|   | 0/9 [00:00<?, ?it/s]", "a, b:  50%|#  | 3/6 [00:01<00:01]"]
+)
+def test_bars_are_not_kept_and_tables_are(bar):
+    told = "share | 50%| [a]\n0%|x| [b]"
+    outputs = [
+        nbformat.v4.new_output("display_data", {"text/plain": text}) for text in (bar, "5 %", told)
+    ]
+    assert [o.data["text/plain"] for o in tidy(outputs)] == ["5 %", told]

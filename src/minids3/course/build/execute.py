@@ -63,8 +63,8 @@ def _tidy(outputs: list[Any]) -> list[Any]:
         if widget in data:
             del data[widget]
             out.get("metadata", {}).pop(widget, None)
-            if re.match(r"\s*\d+%\|.*\[.*\]", data.get("text/plain", "")):
-                continue  # tqdm's bar, frozen at its first step
+        if re.match(r"[^|\n]*\d+%\|.*\[.*\]", data.get("text/plain", "")):
+            continue  # tqdm's bar, with or without a name, frozen at its first step
         if out.output_type == "stream" and out.name == "stderr":
             if "it/s" in out.text or "s/it" in out.text or "\r" in out.text:
                 continue
