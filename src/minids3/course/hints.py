@@ -95,6 +95,7 @@ def _helpers(fn: Callable[..., Any], known: tuple[str, ...] = ()) -> list[Callab
     for name in sorted(names.loads - names.binds - set(known)):
         helper = fn.__globals__.get(name)
         if name.startswith("_") and inspect.isfunction(helper):
-            for each in (*_helpers(helper, (*known, name)), helper):
+            for each in _helpers(helper, (*known, name)):
                 inner[each.__name__] = each
+            inner[name] = helper
     return list(inner.values())
