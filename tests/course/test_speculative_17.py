@@ -15,14 +15,14 @@ from minids3.model import Transformer
 from minids3.sim.serving import expected_experts
 
 
-def laws(seed, *shape):
+def distributions(seed, *shape):
     g = torch.Generator().manual_seed(seed)
     p, q = torch.softmax(1.5 * torch.randn(2, *shape, generator=g), -1)
     return p, q
 
 
 def test_accept_and_residual_are_the_librarys():
-    p, q = laws(0, 5, 9)
+    p, q = distributions(0, 5, 9)
     accept, rest = accept_and_residual(p, q)
     torch.testing.assert_close(accept, acceptance_probability(p, q))
     for i in range(5):
@@ -31,13 +31,13 @@ def test_accept_and_residual_are_the_librarys():
 
 @pytest.mark.parametrize("seed", range(40))
 def test_check_drafts_decides_as_the_library_with_the_same_numbers(seed):
-    p, q = laws(seed, 4, 7)
+    p, q = distributions(seed, 4, 7)
     drafts = [int(row.argmax()) for row in q[:3]]
     theirs, _ = verify(p, drafts, q[:3], torch.Generator().manual_seed(seed))
     u = torch.rand(3, generator=torch.Generator().manual_seed(seed))
-    n, law = check_drafts(p, drafts, q[:3], u)
+    n, probs = check_drafts(p, drafts, q[:3], u)
     assert n == theirs
-    torch.testing.assert_close(law, p[3] if n == 3 else residual(p[n], q[n]))
+    torch.testing.assert_close(probs, p[3] if n == 3 else residual(p[n], q[n]))
 
 
 def test_step_worth_of_equal_rates():

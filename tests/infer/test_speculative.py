@@ -59,7 +59,7 @@ def test_enumerated_other_rules_are_not():
 
 def pairs_of(verify_rule, seed, draws):
     """Counts of the first two tokens of ``draws`` steps with two guesses each."""
-    # Row 0: the law of the first token; 1 to 3: after each first token; then after each pair.
+    # Row 0: of the first token; 1 to 3: after each first token; then after each pair.
     p, q = laws(13, seed, 3), laws(13, seed + 1, 3)
 
     def place(text):

@@ -168,7 +168,7 @@ viz.show(page_map([[6, 2, 9, 0], [4]], [13, 4], 12, 4), dpi=84,
 #
 # Now decode. In notebook 03 you folded the up-projections into query and
 # result, so that all heads compare with the *same* row: the latent and the
-# rotary key. Only the rows' place is new. What lies behind a text's end is
+# rotary key. Only the rows' place is new. What lies after a text's end is
 # somebody else's, or nobody's, and must not even be multiplied by zero.
 
 # %% [markdown]

@@ -5,12 +5,12 @@
 #
 # > **Claim.** Letting a small module guess the next tokens, and checking the
 # > guesses in one pass of the large one, changes **nothing** about the text:
-# > not "hardly anything", but the same law to the last decimal. The rule that
-# > you write here stands up to an exact count over all cases and to a
-# > chi-square test on a trained model. Three rules that look just as sensible
-# > fail both. And what it saves depends on who else is being served: with
-# > V3's experts on one GPU most of the gain is gone for a single user, and on
-# > V3's own 144 GPUs it is gone with many.
+# > not "hardly anything", but the same distribution to the last decimal. The
+# > rule that you write here stands up to an exact count over all cases and to
+# > a chi-square test on a trained model. Three rules that look just as
+# > sensible fail both. And what it saves depends on who else is being served:
+# > with V3's experts on one GPU most of the gain is gone for a single user,
+# > and on V3's own 144 GPUs it is gone with many.
 #
 # **Takes** about 100 minutes to work through, 55 of them for the exercises;
 # 'Run all' about five minutes on two CPU cores. **Needs** notebooks 04
@@ -52,10 +52,10 @@ print(f"multiplying {flops / 1e9:.0f} GFLOP: {1e3 * working:.3f} ms, "
 #
 # Unless somebody **guesses** it. That is all of this notebook. A small
 # **drafter** proposes one or more tokens (**drafts**). One pass of the main
-# model runs over the last token *and* the drafts, as **columns** side by
-# side. It gives, at every place, the law of the next token: so it says, for
-# each draft, what it would have done there itself. Drafts that hold are
-# kept, and the pass has made several tokens.
+# model runs over the last token *and* the drafts, as **columns** side by side.
+# It gives, at every place, the distribution of the next token: so it says, for
+# each draft, what it would have done there itself. Drafts that hold are kept,
+# and the pass has made several tokens.
 #
 # V3 has its drafter on board: the MTP module of notebook 06, which reads the
 # main model's hidden vector and the token just chosen, and predicts the one
@@ -64,11 +64,11 @@ print(f"multiplying {flops / 1e9:.0f} GFLOP: {1e3 * working:.3f} ms, "
 # ## 17.1 When does a draft hold?
 #
 # In greedy decoding the answer is easy: if it is the main model's likeliest
-# token. But most texts are *sampled*. The main model then has no opinion
-# about "the" next token; it has a **law** p: 'red' in 30 of 100 cases,
-# 'blue' in 25, and so on. The draft was drawn from the drafter's law q. In
-# which cases may it stay, so that in the end tokens appear exactly as often
-# as p says?
+# token. But most texts are *sampled*. The main model then has no opinion about
+# "the" next token; it has a **distribution** p: 'red' in 30 of 100 cases,
+# 'blue' in 25, and so on. The draft was drawn from the drafter's distribution
+# q. In which cases may it stay, so that in the end tokens appear exactly as
+# often as p says?
 #
 # Think of 100 cases. The drafter says 'red' 50 times, and 30 are wanted.
 # Then 30 of the 50 may stay: with probability p/q = 0.6. It says 'blue' 10
@@ -82,9 +82,10 @@ print(f"multiplying {flops / 1e9:.0f} GFLOP: {1e3 * working:.3f} ms, "
 # ### Exercise: accept or reject
 #
 # Write `accept_and_residual`: the chance of every token to be accepted if it
-# is drafted, and the law to draw from after a rejection. With p = (0.3, 0.25,
-# 0.45) and q = (0.5, 0.1, 0.4) the chances are 0.6, 1, 1 and the residual is
-# (0, 0.75, 0.25). Mind the zeros: top-p sampling (notebook 16) makes many.
+# is drafted, and the distribution to draw from after a rejection. With p =
+# (0.3, 0.25, 0.45) and q = (0.5, 0.1, 0.4) the chances are 0.6, 1, 1 and the
+# residual is (0, 0.75, 0.25). Mind the zeros: top-p sampling (notebook 16)
+# makes many.
 
 # %%
 # EXERCISE spec-accept
@@ -130,17 +131,17 @@ RULES = {  # drafts are drawn from; chance to be accepted; drawn otherwise
 
 
 def comes_out(drafted, accept, otherwise):
-    """The law of the token that comes out, and how often drafts hold."""
+    """The distribution of what comes out, and how often drafts hold."""
     kept = drafted * accept
     return kept + (1 - kept.sum()) * otherwise, kept.sum().item()
 
 
-print(f"{'':26}accepted   off by   the law that comes out")
+print(f"{'':26}accepted   off by   what comes out")
 for name, rule in RULES.items():
-    law, held = comes_out(*rule)
-    off = (law - p).abs().sum() / 2
+    probs, held = comes_out(*rule)
+    off = (probs - p).abs().sum() / 2
     print(f"{name:26}{held:8.2f}{off:9.3f}   "
-          + " ".join(f"{x:.3f}" for x in law))
+          + " ".join(f"{x:.3f}" for x in probs))
 print(f"{'wanted':46}" + " ".join(f"{x:.3f}" for x in p))
 
 # %% tags=["nbval-check-output"]
@@ -150,24 +151,25 @@ for name, rule in RULES.items():
 
 # %% [markdown]
 # "Off by" is the **total variation**: the share of texts that would have to
-# change for the law to be right. *Drawn again* gives too much to tokens that
-# had their accepted drafts already. *Softmax q* is the subtle one: the ratio
-# must use the law from which the draft **really** was drawn. A greedy draft
-# was not drawn from the softmax; its law is one 1 and otherwise zeros, and
-# then it is exact, too. *Accept everything* is the fastest of all. It writes
-# the drafter's text.
+# change for the distribution to be right. *Drawn again* gives too much to
+# tokens that had their accepted drafts already. *Softmax q* is the subtle one:
+# the ratio must use the distribution from which the draft **really** was
+# drawn. A greedy draft was not drawn from the softmax; its distribution is one
+# 1 and otherwise zeros, and then it is exact, too. *Accept everything* is the
+# fastest of all. It writes the drafter's text.
 #
 # How many drafts hold has a simple form as well: the sum over x of q(x) ·
-# min(1, p/q) is the **overlap** Σ min(p, q) of the two laws. No exact rule
-# can accept more.
+# min(1, p/q) is the **overlap** Σ min(p, q) of the two distributions. No exact
+# rule can accept more.
 #
 # ## 17.3 More than one
 #
 # If one guess is good, two may be better. The drafter goes on from its own
 # guess; the check looks at the drafts in order. Draft 2 was made for a text
 # that ends in draft 1. If draft 1 falls, draft 2 is a guess about a text that
-# does not exist. And if *all* hold, the pass has computed one more law, that
-# of the place behind the last draft, and a token from it is free.
+# does not exist. And if *all* hold, the pass has computed one more
+# distribution, that of the place after the last draft, and a token from it is
+# free.
 
 # %% [markdown]
 # EXERCISE text
@@ -186,15 +188,15 @@ for name, rule in RULES.items():
 
 # %% [markdown]
 # Count again: texts of three tokens from an alphabet of four, where every
-# law depends on the token before. A step drafts two tokens; whatever is
-# missing after it is drawn plainly. All 4 · 4 pairs of drafts, all outcomes,
-# weighted: the law of the 64 texts against the one without drafts. The chance
-# that exactly n drafts hold is found by asking `check_drafts` itself, with
-# u just below and just above each chance.
+# distribution depends on the token before. A step drafts two tokens; whatever
+# is missing after it is drawn plainly. All 4 · 4 pairs of drafts, all
+# outcomes, weighted: the distribution of the 64 texts against the one without
+# drafts. The chance that exactly n drafts hold is found by asking
+# `check_drafts` itself, with u just below and just above each chance.
 
 # %%
 def three_tokens(P, Q, start=0):
-    """Law [V, V, V] of three tokens, the first two of them drafted."""
+    """Distribution [V, V, V] of three tokens, two of them drafted."""
     V = len(P)
     total = torch.zeros(V, V, V, dtype=P.dtype)
     for a in range(V):
@@ -206,8 +208,8 @@ def three_tokens(P, Q, start=0):
             for n, u, weight in ((0, ((1 + x) / 2, y / 2), 1 - x),
                                  (1, (x / 2, (1 + y) / 2), x * (1 - y)),
                                  (2, (x / 2, y / 2), x * y)):
-                _, law = check_drafts(p, [a, b], q, torch.stack(u))
-                part = Q[start, a] * Q[a, b] * weight * law
+                _, probs = check_drafts(p, [a, b], q, torch.stack(u))
+                part = Q[start, a] * Q[a, b] * weight * probs
                 if n == 0:  # two tokens are missing: plainly
                     total += part[:, None, None] * P[:, :, None] * P
                 elif n == 1:
@@ -232,13 +234,13 @@ print("largest difference below 1e-12: ",
 # ## 17.4 On a real model
 #
 # Five tokens are a toy. Now the model that ships with the workbook: 2,048
-# tokens, latent attention, experts, one MTP module, sampled with temperature
-# 1 and top-p 0.9. Both go into p **before** the comparison: p is the law that
-# the user asked for.
+# tokens, latent attention, experts, one MTP module, sampled with temperature 1
+# and top-p 0.9. Both go into p **before** the comparison: p is the
+# distribution that the user asked for.
 #
-# The drafter is free to do as it likes, as long as q is the law it really
-# draws from. We let it draft at a temperature of 0.4, timidly, and for a
-# reason: a drafter that nearly agrees with the model would let nearly any
+# The drafter is free to do as it likes, as long as q is the distribution it
+# really draws from. We let it draft at a temperature of 0.4, timidly, and for
+# a reason: a drafter that nearly agrees with the model would let nearly any
 # rule pass.
 #
 # We let it write the three tokens after the beginning of a story. Top-p keeps
@@ -255,37 +257,37 @@ model = load_shipped("mini_chat").eval()
 BEGIN = tuple(tok.encode("One morning, Mira the fox left a", bos=True))
 ASKED = dict(temperature=1.0, top_p=0.9)
 TIMID = dict(temperature=0.4, top_p=0.9)
-LAWS = {}  # text -> the main model's law and the module's, for its next token
+PROBS = {}  # text -> the main model's and the module's, for its next token
 
 
 @torch.no_grad()
 def look(texts):
-    """Fill LAWS for texts of equal length."""
+    """Fill PROBS for texts of equal length."""
     for some in (texts[i:i + 64] for i in range(0, len(texts), 64)):
         ids = torch.tensor(some)
         ps = next_token_probs(model(ids)[:, -1], **ASKED)
         qs = next_token_probs(model.mtp_logits(ids)[0][:, -1], **TIMID)
-        LAWS.update(zip(some, zip(ps, qs)))
+        PROBS.update(zip(some, zip(ps, qs)))
 
 
-def laws(text):
-    if text not in LAWS:
+def both_of(text):
+    if text not in PROBS:
         look([text])
-    return LAWS[text]
+    return PROBS[text]
 
 
 level, overlap = {BEGIN: 1.0}, []
 for place in range(3):
     look(list(level))
-    overlap.append(sum(w * torch.minimum(*LAWS[t]).sum().item()
+    overlap.append(sum(w * torch.minimum(*PROBS[t]).sum().item()
                        for t, w in level.items()))
-    level = {(*t, v): w * LAWS[t][0][v].item()
+    level = {(*t, v): w * PROBS[t][0][v].item()
              for t, w in level.items()
-             for v in LAWS[t][0].nonzero().flatten().tolist()}
+             for v in PROBS[t][0].nonzero().flatten().tolist()}
 EXACT = {t[len(BEGIN):]: w for t, w in level.items()}
 print(f"{len(EXACT)} possible texts, probabilities sum to "
       f"{sum(EXACT.values()):.6f}")
-print("overlap of both laws, place by place:",
+print("overlap of both, place by place:",
       " ".join(f"{x:.2f}" for x in overlap))
 for text, w in sorted(EXACT.items(), key=lambda x: -x[1])[:4]:
     print(f"{w:6.1%}  ...{tok.decode(list(text))!r}")
@@ -303,27 +305,27 @@ for text, w in sorted(EXACT.items(), key=lambda x: -x[1])[:4]:
 # %%
 def write(rule, g):
     """Three tokens after BEGIN: the first plainly, then with drafts."""
-    text = (*BEGIN, draw(laws(BEGIN)[0], g))
+    text = (*BEGIN, draw(both_of(BEGIN)[0], g))
     drafts = held = 0
     while len(text) < len(BEGIN) + 3:
-        draft, accepted, token = rule(*laws(text), g)
+        draft, accepted, token = rule(*both_of(text), g)
         drafts, held = drafts + (draft is not None), held + accepted
         text += (draft if accepted else token,)
         if accepted and len(text) < len(BEGIN) + 3:  # the free token
-            text += (draw(laws(text)[0], g),)
+            text += (draw(both_of(text)[0], g),)
     return text[len(BEGIN):], drafts, held
 
 
-def draw(law, g):
-    return int(torch.multinomial(law, 1, generator=g))
+def draw(probs, g):
+    return int(torch.multinomial(probs, 1, generator=g))
 
 
 def exact(p, q, g):
     """Your rule, with one draft: the draft, whether it holds, what else."""
     x = draw(q, g)
     both = torch.stack((p, p))  # the second row is the next place's: unused
-    n, law = check_drafts(both, [x], q[None], torch.rand(1, generator=g))
-    return x, n == 1, draw(law, g)
+    n, probs = check_drafts(both, [x], q[None], torch.rand(1, generator=g))
+    return x, n == 1, draw(probs, g)
 
 
 def drawn_again(p, q, g):
@@ -421,8 +423,8 @@ for name, (value, free, chance) in found.items():
 #
 # ## 17.5 Two caches
 #
-# So far every law came from a pass over the whole text. A decoder has a
-# **cache** (notebook 16), or rather two, one for the main model and one for
+# So far every distribution came from a pass over the whole text. A decoder has
+# a **cache** (notebook 16), or rather two, one for the main model and one for
 # the MTP module. A pass over the last token and k drafts puts k + 1 new
 # entries into the first, whatever is accepted afterwards. And the module,
 # whose place i reads the main model's vector of token i and the embedding of
@@ -480,15 +482,15 @@ class Drafter:
         self.cache.advance(len(ids))
         return out[0]
 
-    def drafts(self, vectors, ids, k, law, g):
-        """k drafts and the laws [k, V] they were drawn from."""
-        tokens, laws = [], []
+    def drafts(self, vectors, ids, k, probs_of, g):
+        """k drafts and the distributions [k, V] they were drawn from."""
+        tokens, q = [], []
         for i in range(k):
             out = (self.read(vectors, ids) if i == 0
                    else self.read(out[-1:], tokens[-1:]))
-            laws.append(law(self.model.lm_head(out[-1])))
-            tokens.append(draw(laws[-1], g))
-        return tokens, torch.stack(laws)
+            q.append(probs_of(self.model.lm_head(out[-1])))
+            tokens.append(draw(q[-1], g))
+        return tokens, torch.stack(q)
 
 
 @torch.no_grad()
@@ -497,18 +499,19 @@ def decode(model, prompt, new, k, temperature=0.0, seed=0,
     """At least `new` tokens after a prompt: the text, and its steps."""
     g = torch.Generator().manual_seed(seed)
 
-    def law(logits):
+    def probs_of(logits):
         return next_token_probs(logits, temperature)
 
     main, drafter = make_cache(model.config), Drafter(model)
     text, steps = list(prompt), []
     vectors = model.hidden_states(torch.tensor([text]), main)[0]
-    text.append(draw(law(model.lm_head(vectors[-1])), g))
+    text.append(draw(probs_of(model.lm_head(vectors[-1])), g))
     while len(text) < len(prompt) + new:
-        drafts, q = drafter.drafts(vectors, text[-len(vectors):], k, law, g)
+        drafts, q = drafter.drafts(
+            vectors, text[-len(vectors):], k, probs_of, g)
         hidden = model.hidden_states(
             torch.tensor([[text[-1], *drafts]]), main)[0]
-        p = law(model.lm_head(hidden))
+        p = probs_of(model.lm_head(hidden))
         n, last = check_drafts(p, drafts, q, torch.rand(k, generator=g))
         token = draw(last, g)
         steps.append((drafts, n, token))
@@ -784,8 +787,8 @@ viz.show(fig, dpi=88, alt="Acceptance against temperature, on given texts: "
 # %% [markdown]
 # Up to the model's own temperature of 1 little happens. The acceptance may
 # even rise: greedily, two nearly equal tokens are a rejection if the two
-# laws order them differently, and by overlap they are hardly any. Above 1
-# both laws flatten, each in its own way, and part.
+# distributions order them differently, and by overlap they are hardly any.
+# Above 1 both distributions flatten, each in its own way, and part.
 #
 # ## 17.7 Against the report
 #

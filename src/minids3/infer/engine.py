@@ -14,8 +14,8 @@ A text that needs a page when there is none takes it from the youngest, which is
 and will be read again, up to where it was. The oldest is never robbed, so every request ends.
 
 What a request gets does not depend on who else is there: it has its own random numbers, guesses
-keep their law, and a text read again keeps its guesses. Logits may differ in the last bits, since
-sums are taken in another order in another batch; nothing else differs.
+keep their distribution, and a text read again keeps its guesses. Logits may differ in the last
+bits, since sums are taken in another order in another batch; nothing else differs.
 
 No CUDA graphs: a step on a GPU pays for its launches. Fixed shapes would be needed, and with
 guesses and chunks of prompts there are many.
@@ -135,7 +135,7 @@ class _Request:
     digests: list[bytes] = field(default_factory=list)
     published: int = 0
     guesses: list[int] = field(default_factory=list)
-    laws: list[Tensor] = field(default_factory=list)
+    draft_probs: list[Tensor] = field(default_factory=list)
 
     @property
     def pending(self) -> int:
@@ -453,7 +453,7 @@ class Engine:
             self.statistics.accepted += accepted
             new = [*request.guesses[:accepted], token]
             request.computed = len(request.tokens) + accepted
-            request.guesses, request.laws = [], []
+            request.guesses, request.draft_probs = [], []
             events.append(self._append(request, new))
         return events
 
@@ -463,10 +463,10 @@ class Engine:
         if how.temperature == 0:
             return verify_greedy(best, request.guesses)
         if not request.guesses:
-            law = _law(logits, how)  # as in sample, so that the same seed gives the same text
-            return 0, int(torch.multinomial(law, 1, generator=request.generator))
-        law = _law(logits, how)
-        return verify(law, request.guesses, torch.stack(request.laws), request.generator)
+            probs = _probs(logits, how)  # as in sample, so that the same seed gives the same text
+            return 0, int(torch.multinomial(probs, 1, generator=request.generator))
+        probs = _probs(logits, how)
+        return verify(probs, request.guesses, torch.stack(request.draft_probs), request.generator)
 
     def _append(self, request: _Request, new: list[int]) -> Event:
         """Add new tokens up to the end token or the limit."""
@@ -535,22 +535,22 @@ class Engine:
         return min(self.drafts, request.limit - len(request.tokens) - 1)
 
     def _add_guess(self, request: _Request, logits: Tensor, best: int) -> bool:
-        """Guess a text's next token from ``logits [V]``; False if they give no law."""
+        """Guess a text's next token from ``logits [V]``; False if they give no distribution."""
         how, token = request.sampling, best
         if how.temperature > 0:
             try:
-                law = _law(logits, how)
+                probs = _probs(logits, how)
             except FloatingPointError:
                 return False
-            token = int(torch.multinomial(law, 1, generator=request.generator))
-            request.laws.append(law)
+            token = int(torch.multinomial(probs, 1, generator=request.generator))
+            request.draft_probs.append(probs)
         request.guesses.append(token)
         return True
 
 
-def _law(logits: Tensor, how: Sampling) -> Tensor:
-    """What a request draws from; ``FloatingPointError`` if rounding has left no law."""
-    law = next_token_probs(logits, how.temperature, how.top_p)
-    if not bool(law.isfinite().all()):
+def _probs(logits: Tensor, how: Sampling) -> Tensor:
+    """What a request draws from; ``FloatingPointError`` if rounding has left no distribution."""
+    probs = next_token_probs(logits, how.temperature, how.top_p)
+    if not bool(probs.isfinite().all()):
         raise FloatingPointError(f"logits divided by temperature={how.temperature} overflow")
-    return law
+    return probs

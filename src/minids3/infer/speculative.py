@@ -1,8 +1,9 @@
 """Speculative decoding: guess some tokens, check them in one pass, change nothing about the text.
 
 A guess is cheap if a small module makes it (V3's MTP module, TR section 5.4.3), and checking k
-guesses costs one pass over k + 1 tokens, which reads the weights once. The rule that keeps the law
-of the text (Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318):
+guesses costs one pass over k + 1 tokens, which reads the weights once. The rule that keeps the
+distribution of the text (Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv
+2302.01318):
 
 accept    a guess x drawn from q with probability min(1, p(x) / q(x));
 reject    then draw from the residual, (p - q)+ normalised, and drop all later guesses;
@@ -40,7 +41,7 @@ def acceptance_probability(p: Tensor, q: Tensor) -> Tensor:
 def residual(p: Tensor, q: Tensor) -> Tensor:
     """What is drawn from after a refusal: the part of ``p [V]`` that q has too little of, to 1.
 
-    Equal laws refuse nothing; should rounding do it all the same, the answer is p.
+    Equal distributions refuse nothing; should rounding do it all the same, the answer is p.
     """
     left = (p - q).clamp(min=0.0)
     total = left.sum()
@@ -53,7 +54,7 @@ def verify(
     """How many guesses are accepted, and the token after them.
 
     Args:
-        p: ``[k + 1, V]``, the target's law at each guess's place and after the last.
+        p: ``[k + 1, V]``, the target's distribution at each guess's place and after the last.
         guesses: k tokens, the i-th drawn from ``q[i]``.
         q: ``[k, V]``, one-hot for a guess that was chosen and not drawn.
         generator: of the draws; they must not depend on those of the guesses.

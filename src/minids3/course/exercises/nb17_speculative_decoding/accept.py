@@ -9,10 +9,10 @@ from minids3.course.registry import Alternative, Mutant, exercise
 
 # fmt: off
 def accept_and_residual(p, q):
-    """Chance of each token to be accepted as a draft, and the law after a no.
+    """Chance of each token to be accepted as a draft, and what is drawn after a no.
 
-    p [..., V]: the main model's law at the draft's place
-    q [..., V]: the law that the draft was drawn from; both sum to 1 over V
+    p [..., V]: the main model's distribution at the draft's place
+    q [..., V]: what the draft was drawn from; both sum to 1 over V
     returns accept [..., V], 1 where q is 0: nobody drafts that token;
     and residual [..., V], what is drawn from if the draft is rejected: what
     p has more than q, scaled to sum to 1. Where p equals q everywhere,
@@ -178,19 +178,19 @@ def _row_by_row(p, q):
         Mutant(
             "scaled_over_all",
             _scaled_over_all,
-            "You divided by the sum of the whole tensor. Each place has a law of its own: sum over "
-            "the last axis.",
+            "You divided by the sum of the whole tensor. Each place has its own distribution: sum "
+            "over the last axis.",
         ),
         Mutant(
             "zero_by_zero",
             _zero_by_zero,
-            "A token that neither law knows gives 0 / 0. The chance is 1 wherever q is 0; a NaN "
+            "A token that both leave out gives 0 / 0. The chance is 1 wherever q is 0; a NaN "
             "would spread from there.",
         ),
         Mutant(
             "equal_is_nan",
             _equal_is_nan,
-            "Where both laws are equal your residual is 0 / 0. Return p there.",
+            "Where both are equal your residual is 0 / 0. Return p there.",
         ),
         Mutant(
             "never_drafted",
@@ -205,10 +205,10 @@ def _row_by_row(p, q):
     ],
 )
 def check_accept(c):
-    """By numbers of each row; the law that comes out; zeros; certain drafts; equal laws."""
+    """By numbers of each row; what comes out; zeros; certain drafts; equal distributions."""
     rows, vocab = c.size(3, 5), c.size(6, 9)
-    p, q = _laws(c, rows, vocab), _laws(c, rows, vocab)
-    accept, residual = c.call(p, q, returns=2, label=f"runs on laws of shape {list(p.shape)}")
+    p, q = _distributions(c, rows, vocab), _distributions(c, rows, vocab)
+    accept, residual = c.call(p, q, returns=2, label=f"runs on shape {list(p.shape)}")
     with c.part():
         c.close(accept, _by_hand(p, q)[0], label="the chance of every token")
     with c.part():
@@ -222,7 +222,7 @@ def check_accept(c):
         p0, q0 = p0 / p0.sum(-1, keepdim=True), q0 / q0.sum(-1, keepdim=True)
         got = c.call(p0, q0, returns=2)
         want = _by_hand(p0, q0)
-        c.close(got[0], want[0], label="tokens that one law or both leave out: the chances")
+        c.close(got[0], want[0], label="tokens that one or both leave out: the chances")
         c.close(got[1], want[1], label="and the residual")
     with c.part():
         best = _one_hot(q.argmax(-1), vocab)
@@ -235,14 +235,14 @@ def check_accept(c):
         mixed[0] = p[0]
         got = c.call(p, mixed, returns=2)
         want = _by_hand(p, mixed)
-        c.close(got[0], want[0], label="equal laws in one row of several: the chances")
+        c.close(got[0], want[0], label="equal distributions in one row of several: the chances")
         c.close(got[1], want[1], label="and the residual there is p")
     with c.part():
         got = c.call(p[1], q[1], returns=2)
         c.close(list(got), [t[1] for t in _by_hand(p, q)], label="a single place, [V]")
 
 
-def _laws(c, rows, vocab):
+def _distributions(c, rows, vocab):
     return torch.softmax(1.5 * c.randn(rows, vocab), -1)
 
 

@@ -12,7 +12,7 @@ def after_check(text, drafts, n, token, hidden):
     """What stays after a check, and what the MTP module reads next.
 
     text: ids known before the step. The pass computed its last id at place
-    len(text) - 1 and the k drafts behind it, so the main cache now holds
+    len(text) - 1 and the k drafts after it, so the main cache now holds
     len(text) + k places. n drafts were accepted; `token` comes after them
     hidden [1 + k, D]: the main model's vectors of the last id and of drafts
     Place i of the MTP module reads hidden vector i and token i + 1. Of the
@@ -160,7 +160,7 @@ def _from_the_end(text, drafts, n, token, hidden):
         Mutant(
             "mtp_as_main",
             _mtp_as_main,
-            "You cut both caches to the same length. The module is behind: place i needs token "
+            "You cut both caches to the same length. The module lags: place i needs token "
             "i + 1, so it has read only up to the last id but one.",
         ),
         Mutant(

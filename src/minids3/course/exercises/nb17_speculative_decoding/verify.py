@@ -10,15 +10,15 @@ from minids3.course.registry import Alternative, Mutant, exercise
 
 # fmt: off
 def check_drafts(p, drafts, q, u):
-    """How many drafts are accepted, and the law of the token after them.
+    """How many drafts are accepted, and the distribution of the token after them.
 
-    p [k + 1, V]: the main model's laws at the places of the k drafts and
+    p [k + 1, V]: the main model's distributions at the k drafts' places and
     one place further; drafts: k ids, draft i was drawn from q[i], q [k, V]
     u [k]: numbers drawn evenly from [0, 1). Draft i is accepted if u[i] is
     less than its chance; the first rejection ends the step, and the token
     after the accepted ones comes from the residual of that place. If all
     are accepted, one more comes from p's last row. k may be 0.
-    returns n (an int) and the law [V]
+    returns n (an int) and the distribution [V]
     """
     accept, residual = accept_and_residual(p[:-1], q)
     for i, token in enumerate(drafts):
@@ -52,8 +52,8 @@ def _drawn_again(p, drafts, q, u):
 
 
 def _next_place(p, drafts, q, u):
-    n, law = check_drafts(p, drafts, q, u)
-    return n, p[n + 1] if n < len(drafts) else law
+    n, probs = check_drafts(p, drafts, q, u)
+    return n, p[n + 1] if n < len(drafts) else probs
 
 
 def _one_number(p, drafts, q, u):
@@ -69,18 +69,18 @@ def _other_side(p, drafts, q, u):
 
 
 def _counts_rejected(p, drafts, q, u):
-    n, law = check_drafts(p, drafts, q, u)
-    return min(n + 1, len(drafts)), law
+    n, probs = check_drafts(p, drafts, q, u)
+    return min(n + 1, len(drafts)), probs
 
 
 def _bonus_place(p, drafts, q, u):
-    n, law = check_drafts(p, drafts, q, u)
-    return n, law if n < len(drafts) or n == 0 else p[-2]
+    n, probs = check_drafts(p, drafts, q, u)
+    return n, probs if n < len(drafts) or n == 0 else p[-2]
 
 
 def _bonus_residual(p, drafts, q, u):
-    n, law = check_drafts(p, drafts, q, u)
-    return n, law if n < len(drafts) or n == 0 else accept_and_residual(p[-2], q[-1])[1]
+    n, probs = check_drafts(p, drafts, q, u)
+    return n, probs if n < len(drafts) or n == 0 else accept_and_residual(p[-2], q[-1])[1]
 
 
 def _at_most(p, drafts, q, u):
@@ -100,8 +100,8 @@ def _by_p(p, drafts, q, u):
 
 
 def _first_law(p, drafts, q, u):
-    n, law = check_drafts(p, drafts, q, u)
-    return n, law if n == len(drafts) else accept_and_residual(p[0], q[0])[1]
+    n, probs = check_drafts(p, drafts, q, u)
+    return n, probs if n == len(drafts) else accept_and_residual(p[0], q[0])[1]
 
 
 def _cumulated(p, drafts, q, u):
@@ -123,8 +123,8 @@ def _recursive(p, drafts, q, u):
     chance, residual = accept_and_residual(p[0], q[0])
     if not u[0] < chance[drafts[0]]:
         return 0, residual
-    n, law = _recursive(p[1:], drafts[1:], q[1:], u[1:])
-    return 1 + n, law
+    n, probs = _recursive(p[1:], drafts[1:], q[1:], u[1:])
+    return 1 + n, probs
 
 
 @exercise(
@@ -137,7 +137,7 @@ def _recursive(p, drafts, q, u):
     minutes=10,
     hints=(
         "Draft 2 was made for a text that ends in draft 1. What is it worth if draft 1 was "
-        "rejected? And if all of them stand: which row of p has not been used yet?",
+        "rejected? And if all are accepted: which row of p has not been used yet?",
         "accept, residual = accept_and_residual(p without its last row, q)\n"
         "for i, token in the drafts:\n"
         "    unless u[i] < accept[i, token]: return i, residual[i]\n"
@@ -164,7 +164,7 @@ def _recursive(p, drafts, q, u):
         Mutant(
             "next_place",
             _next_place,
-            "After a rejection you went on to the place behind it. The place of the rejected draft "
+            "After a rejection you went on to the place after it. The place of the rejected draft "
             "has no token yet.",
         ),
         Mutant(
@@ -187,14 +187,14 @@ def _recursive(p, drafts, q, u):
         Mutant(
             "bonus_place",
             _bonus_place,
-            "All drafts stand, and you used the law of the last one's place again. p has one more "
-            "row, for the place behind it.",
+            "All drafts were accepted, and you used the last one's place again. p has one more "
+            "row, for the place after it.",
         ),
         Mutant(
             "bonus_residual",
             _bonus_residual,
-            "All drafts stand, and you drew from a residual. That is for a rejection; behind the "
-            "last draft there was no q, so it is p's last row.",
+            "All drafts were accepted, and you drew from a residual. That is for a rejection; "
+            "after the last draft there was no q, so it is p's last row.",
         ),
         Mutant(
             "at_most",
@@ -242,11 +242,11 @@ def check_verify(c):
         return [n, torch.tensor([g / sum(gap) for g in gap])]
 
     got = c.call(p, drafts, q, numbers(1), returns=2, label=f"runs on {k} drafts of {vocab} tokens")
-    c.close(list(got), want(1), label="the first stands, the second does not: 1 and its residual")
+    c.close(list(got), want(1), label="the first is accepted, the second not: 1 and its residual")
     for n, label in (
         (0, "the first falls: none, whatever the others' numbers"),
-        (2, "two stand, the third falls"),
-        (k, "all stand: the last row of p"),
+        (2, "two are accepted, the third is not"),
+        (k, "all are accepted: the last row of p"),
     ):
         with c.part():
             got = c.call(p, drafts, q, numbers(n), returns=2)
@@ -263,7 +263,7 @@ def check_verify(c):
         c.close(list(got), [1, gap / gap.sum()], label=label)
     with c.part():
         got = c.call(p[-2:], drafts[-1:], q[-1:], numbers(k)[-1:], returns=2)
-        c.close(list(got), [1, p[-1]], label="one draft, and it stands")
+        c.close(list(got), [1, p[-1]], label="one draft, and it is accepted")
     with c.part():
         got = c.call(p[:1], [], q[:0], torch.zeros(0), returns=2)
-        c.close(list(got), [0, p[0]], label="no drafts: the plain law")
+        c.close(list(got), [0, p[0]], label="no drafts: the plain distribution")

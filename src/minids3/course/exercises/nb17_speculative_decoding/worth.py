@@ -147,7 +147,7 @@ def _nested(acceptance, draft_cost, column_cost):
         Mutant(
             "whole_or_none",
             _whole_or_none,
-            "You let all drafts stand or fall together. Those before the first rejection stay.",
+            "You accept all drafts or none. Those before the first rejection stay.",
         ),
         Mutant(
             "no_own",
@@ -157,7 +157,7 @@ def _nested(acceptance, draft_cost, column_cost):
         Mutant(
             "no_bonus",
             _no_bonus,
-            "If all k drafts are accepted the pass has also computed the law behind the last: "
+            "If all k drafts are accepted the pass has also computed the place after the last: "
             "k + 1 tokens, not k.",
         ),
         Mutant(
@@ -170,7 +170,7 @@ def _nested(acceptance, draft_cost, column_cost):
             "mean_rate",
             _mean_rate,
             "You took powers of the mean rate. The order counts: a bad first draft spoils the good "
-            "ones behind it.",
+            "ones after it.",
         ),
         Mutant(
             "endless",
@@ -238,11 +238,11 @@ def check_worth(c):
     with c.part():
         some = [rates[0][0], 0.0, rates[0][1]]
         got = c.call(some, draft, column, returns=2)
-        label = "behind a draft that never stands, nothing counts"
+        label = "after a draft that is never accepted, nothing counts"
         c.close(got[0], 1 + rates[0][0], label=label)
     with c.part():
         got = c.call([1.0, 1.0, rates[1][0]], draft, column, returns=2)
-        c.close(got[0], 3 + rates[1][0], label="two that always stand")
+        c.close(got[0], 3 + rates[1][0], label="two that are always accepted")
     with c.part():
         got = c.call([], draft, column, returns=2)
         c.close(list(got), [1.0, 1.0], label="no drafts: plain decoding")
