@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minids3.config import ConfigError, get_config
 from minids3.data import load_tokenizer
 from minids3.infer import generate_ids
-from minids3.model import Transformer, save_model
+from minids3.model import ModelFileError, Transformer, find_model, save_model
 from minids3.model import __main__ as command
 from minids3.model.gguf import save_gguf
+from minids3.model.hf import save_hf
 from small_models import SIZES
 
 
@@ -23,6 +24,20 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "m"
     save_model(model, folder)
     return model, folder
+
+
+def test_a_command_takes_every_folder_of_a_model(saved, tmp_path):
+    """A Hugging Face folder as well as our own, so that what was exported can be used here."""
+    model, folder = saved
+    save_hf(model, tmp_path / "hf")
+    for given in (folder, tmp_path / "hf"):
+        found, where = find_model(str(given))
+        assert where == given
+        for name, tensor in found.state_dict().items():
+            torch.testing.assert_close(tensor, model.state_dict()[name].float(), rtol=0, atol=0)
+    assert find_model("dense_chat")[1].name == "dense_chat"
+    with pytest.raises(ModelFileError, match="no shipped model 'nobody'"):
+        find_model("nobody")
 
 
 def test_transformers_reads_model_and_tokenizer(saved):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from pathlib import Path
 
 from minids3.command import Parser, positive, run
 from minids3.data import load_tokenizer
@@ -12,7 +11,7 @@ from minids3.data.corpora import ALL_DOMAINS
 from minids3.data.fresh import stream_validation
 from minids3.evals.documents import grammatical_share, sample_documents, sums_right
 from minids3.infer.acceptance import acceptance_by_domain
-from minids3.model import load_model, load_shipped
+from minids3.model import find_model
 
 __all__ = ["main"]
 
@@ -29,8 +28,7 @@ def _measure(argv: list[str]) -> int:
     parser.add_argument("--temperature", type=float, default=1.0, help="of the documents")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    folder = Path(args.model)
-    model = load_model(folder).float() if folder.is_dir() else load_shipped(args.model)
+    model, _ = find_model(args.model)
     tokenizer = load_tokenizer()
     texts = []
     for start in range(0, args.n, 32):

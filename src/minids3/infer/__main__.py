@@ -14,7 +14,7 @@ from minids3.config import ConfigError, read_json
 from minids3.data import load_tokenizer
 from minids3.infer.chat import chat
 from minids3.infer.engine import Engine, Sampling
-from minids3.model import Transformer, load_model, load_shipped
+from minids3.model import Transformer, find_model
 
 __all__ = ["main"]
 
@@ -84,15 +84,7 @@ def _load(name: str, device: str) -> tuple[Transformer, bool]:
     """A model, and whether its notes say that it was taught to chat."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("there is no GPU that this PyTorch can use: leave --device out")
-    folder = Path(name)
-    if folder.is_dir():
-        model = load_model(folder, device)
-    else:
-        from minids3.data import data_dir
-
-        model, folder = load_shipped(name, device), data_dir() / "checkpoints" / name
-    if device == "cpu":
-        model = model.float()
+    model, folder = find_model(name, device)
     try:
         return model, read_json(folder / "about.json").get("chat") is True
     except ConfigError:

@@ -2,7 +2,7 @@
 
 from minids3.model.block import Block
 from minids3.model.count import activated_parameters, training_flops_per_token
-from minids3.model.files import ModelFileError, load_model, load_shipped, save_model
+from minids3.model.files import ModelFileError, find_model, load_model, load_shipped, save_model
 from minids3.model.mtp import MTPModule
 from minids3.model.transformer import Transformer
 
@@ -12,6 +12,7 @@ __all__ = [
     "ModelFileError",
     "Transformer",
     "activated_parameters",
+    "find_model",
     "load_model",
     "load_shipped",
     "save_model",

@@ -12,7 +12,7 @@ import torch
 from minids3.command import Parser, demand, run
 from minids3.data import Tokenizer, load_tokenizer
 from minids3.data.bpe import SPECIALS
-from minids3.model.files import load_model, load_shipped, replace_files
+from minids3.model.files import find_model, replace_files
 from minids3.model.gguf import save_gguf
 from minids3.model.hf import save_hf
 from minids3.model.transformer import Transformer
@@ -40,8 +40,7 @@ def _main(argv: list[str]) -> int:
         demand("gguf", "exporting to GGUF", "'minids3[export]'")
         if args.dtype == "bf16":
             raise ValueError("--dtype bf16 is for hf: a GGUF file is written in fp32 or fp16")
-    folder = Path(args.model)
-    model = load_model(folder) if folder.is_dir() else load_shipped(args.model)
+    model, folder = find_model(args.model)
     out = args.out or Path(folder.name + ("-hf" if args.to == "hf" else ".gguf"))
     print(f"written to {export(model, load_tokenizer(), out, args.to, DTYPES[args.dtype])}")
     return 0

@@ -33,6 +33,7 @@ __all__ = [
     "FLOATS",
     "STALE_WEIGHTS",
     "ModelFileError",
+    "find_model",
     "finish_replacing",
     "load_model",
     "load_shipped",
@@ -339,7 +340,6 @@ def load_shipped(name: str = "dense_chat", device: torch.device | str = "cpu") -
         ModelFileError: there is none of that name; the message lists those that are there.
     """
     from minids3.data import data_dir
-    from minids3.model.hf import load_hf
 
     checkpoints = data_dir() / "checkpoints"
     if not (checkpoints / name).is_dir():
@@ -348,7 +348,31 @@ def load_shipped(name: str = "dense_chat", device: torch.device | str = "cpu") -
             f"no shipped model {name!r}; there is {', '.join(found) or 'none'}. "
             f"Train it with 'python -m minids3.train {name} --out {checkpoints / name}'"
         )
-    folder = checkpoints / name
+    return _load_folder(checkpoints / name, device).float()
+
+
+def find_model(name: str, device: torch.device | str = "cpu") -> tuple[Transformer, Path]:
+    """Load what a command was given, a folder or a shipped model's name; also returns the folder.
+
+    A folder may be a training run's, ``save_model``'s or a Hugging Face checkpoint. The numbers are
+    in fp32 on a CPU, and elsewhere as they were stored.
+
+    Raises:
+        ModelFileError: there is no such model, or it is damaged.
+    """
+    from minids3.data import data_dir
+
+    folder = Path(name)
+    if folder.is_dir():
+        model = _load_folder(folder, device)
+    else:
+        model, folder = load_shipped(name, device), data_dir() / "checkpoints" / name
+    return (model.float() if torch.device(device).type == "cpu" else model), folder
+
+
+def _load_folder(folder: Path, device: torch.device | str) -> Transformer:
+    from minids3.model.hf import load_hf
+
     if read_fields(folder).get("model_type") == "deepseek_v3":
         return load_hf(folder, dtype=torch.float32, device=device)
-    return load_model(folder, device).float()
+    return load_model(folder, device)
