@@ -773,8 +773,8 @@ viz.show(fig, alt="Heat map of bytes per token, six tokenizers by five "
 # made for several languages and for code, has 128K tokens (TR section 4.1).
 #
 # **Your turn, 5 minutes, without a check.** Count the 4-grams of one more
-# tokenizer, `Tokenizer(tok.merges[:600])`, with `four_gram_nats`, and turn its
-# nats into bits per byte. **Predict** first between which two bars of the
+# tokenizer, `Tokenizer(tok.merges[:600])`, with `four_gram_nats`, and turn
+# its nats into bits per byte. **Predict** first between which two bars of the
 # right panel it comes.
 #
 # ## 1.7 Play

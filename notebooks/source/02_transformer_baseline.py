@@ -856,9 +856,9 @@ viz.play(next_token, temperature=(0.0, 2.0, 0.1), top_p=(0.05, 1.0, 0.05))
 
 # %% [markdown]
 # **Your turn, 5 minutes, without a check.** Write top-p yourself: sort
-# `next_logits.softmax(-1)`, add up, keep the smallest set whose sum reaches p,
-# set the rest to zero and divide by the sum that is left. With p = 0.8 as many
-# tokens remain as the right panel above says, and the result equals
+# `next_logits.softmax(-1)`, add up, keep the smallest set whose sum reaches
+# p, set the rest to zero and divide by the sum that is left. With p = 0.8 as
+# many tokens remain as the right panel above says, and the result equals
 # `next_token_probs(next_logits, 1.0, 0.8)` to float precision.
 #
 # ## 2.12 The Bill

@@ -919,8 +919,9 @@ viz.play(who_fits, gigabytes=(8, 640, 8), heads=[8, 16, 32, 64, 128],
 #
 # **Your turn, 5 minutes, without a check.** On paper first, then with
 # `cache_bytes`: how many users with 128K tokens (131,072) each fit into 40 GB
-# of cache, for Llama-3.1-405B (126 layers, 8 key-value heads), for V3, and for
-# V3 with FlashMLA's 656 bytes a token and layer? You should find 0, 4 and 7.
+# of cache, for Llama-3.1-405B (126 layers, 8 key-value heads), for V3, and
+# for V3 with FlashMLA's 656 bytes a token and layer? You should find 0, 4 and
+# 7.
 #
 # ## 3.13 The Bill
 #

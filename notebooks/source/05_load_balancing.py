@@ -884,9 +884,9 @@ viz.show(fig, dpi=76, alt="Two simulations of 150 steps at skew 1. Speed "
 # between, and a skew of 3.
 #
 # **Your turn, 5 minutes, without a check.** Write that version: an
-# `update_bias` whose step has its mean taken away. Put it into `simulate`. The
-# loads must come out as before, step by step, and the biases must add up to
-# zero (to float precision).
+# `update_bias` whose step has its mean taken away. Put it into `simulate`.
+# The loads must come out as before, step by step, and the biases must add up
+# to zero (to float precision).
 
 # %% tags=["nbval-ignore-output"]
 def bias_simulator(speed=0.005, skew=1.0):

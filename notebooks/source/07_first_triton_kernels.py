@@ -594,9 +594,9 @@ print(f"{distinct} different sums of the same numbers")
 #
 # Write `rms_norm_backward_kernel`. Program p owns rows `p * ROWS` to `p *
 # ROWS + ROWS - 1`; the last one may have fewer. It writes `dx` for them and
-# row p of `partial`: its share of the weight's gradient. For the row `[3, 4]`,
-# weights of 1 and a gradient of `[1, 0]`, `dx` is `[0.1810, -0.1358]` and the
-# share `[0.8485, 0]`.
+# row p of `partial`: its share of the weight's gradient. For the row
+# `[3, 4]`, weights of 1 and a gradient of `[1, 0]`, `dx` is
+# `[0.1810, -0.1358]` and the share `[0.8485, 0]`.
 #
 # If you would rather loop over the rows: the interpreter refuses a mask
 # that joins a tile with a single comparison (`tile_mask & (row < n_rows)`:

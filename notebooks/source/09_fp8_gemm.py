@@ -478,9 +478,9 @@ print("4 warps spill, 8 do not, a wider tile does:",
 #
 # Write `requantise_kernel`. In come `q [M, K]` with a scale for every 128
 # along K, out go the codes of the transpose, `t [K, M]`, with a scale for
-# every 128 along M. Program `(i, j)` reads 128 rows and `BLOCK_K` columns. Two
-# tokens of one channel, both with the code 0x7E (448) and with scales of 1
-# and 2, become the codes 0x76 (224) and 0x7E with one scale of 2.
+# every 128 along M. Program `(i, j)` reads 128 rows and `BLOCK_K` columns.
+# Two tokens of one channel, both with the code 0x7E (448) and with scales of
+# 1 and 2, become the codes 0x76 (224) and 0x7E with one scale of 2.
 
 # %%
 # EXERCISE fp8-requantise
@@ -838,10 +838,10 @@ viz.show(fig, dpi=86, alt="Maps of 32 by 56 tiles with the first 132 "
 # The library numbers its programs in bands of 8 tile rows. The same tiles,
 # the same sums, under half of the bytes.
 #
-# **Your turn, 5 minutes, on paper.** How few KiB could 132 tiles need at best,
-# in whatever order? Find the most compact block of 132 tiles, count its rows
-# and columns (16 KiB each), and compare with the lowest point of the curve. You
-# should find 368.
+# **Your turn, 5 minutes, on paper.** How few KiB could 132 tiles need at
+# best, in whatever order? Find the most compact block of 132 tiles, count its
+# rows and columns (16 KiB each), and compare with the lowest point of the
+# curve. You should find 368.
 #
 # Try bands yourself:
 

@@ -494,8 +494,8 @@ print("and below mtp.*:", ", ".join(sorted(
 # EXERCISE text
 # ### Exercise: who may round
 #
-# Write `goes_fp8`. It gets the name of a module with weights and says
-# whether DeepSeek-V3 multiplies them in FP8: `layers.3.self_attn.o_proj` does,
+# Write `goes_fp8`. It gets the name of a module with weights and says whether
+# DeepSeek-V3 multiplies them in FP8: `layers.3.self_attn.o_proj` does,
 # `layers.3.mlp.gate` does not. The check compares your answers for a whole
 # model with the released checkpoint, which shows by its dtypes what was FP8.
 

@@ -368,9 +368,9 @@ viz.show(map_figure(few, tiles, 16), dpi=88, alt=f"Programs 0 to "
 # `[E, N, K]`; `y` is `[M, N]`; `map` is what your kernel wrote. Program
 # (tile, column block) computes `BLOCK_M` × `BLOCK_N` numbers of y. Add up
 # in fp32 with `tl.dot(x, w, total, input_precision="ieee")`; the last
-# argument forbids the short cut of rounding fp32 to 10 bits first. With `x` of
-# ones, K = 70 and every number of `w[e]` equal to e, each row of expert e is
-# 70 · e.
+# argument forbids the short cut of rounding fp32 to 10 bits first. With `x`
+# of ones, K = 70 and every number of `w[e]` equal to e, each row of expert e
+# is 70 · e.
 
 # %%
 # EXERCISE moe-grouped-gemm

@@ -52,10 +52,10 @@ print(f"multiplying {flops / 1e9:.0f} GFLOP: {1e3 * working:.3f} ms, "
 #
 # Unless somebody **guesses** it. That is all of this notebook. A small
 # **drafter** proposes one or more tokens (**drafts**). One pass of the main
-# model runs over the last token *and* the drafts, as **columns** side by side.
-# It gives, at every place, the distribution of the next token: so it says, for
-# each draft, what it would have done there itself. Drafts that hold are kept,
-# and the pass has made several tokens.
+# model runs over the last token *and* the drafts, as **columns** side by
+# side. It gives, at every place, the distribution of the next token: so it
+# says, for each draft, what it would have done there itself. Drafts that hold
+# are kept, and the pass has made several tokens.
 #
 # V3 has its drafter on board: the MTP module of notebook 06, which reads the
 # main model's hidden vector and the token just chosen, and predicts the one
@@ -64,11 +64,11 @@ print(f"multiplying {flops / 1e9:.0f} GFLOP: {1e3 * working:.3f} ms, "
 # ## 17.1 When does a draft hold?
 #
 # In greedy decoding the answer is easy: if it is the main model's likeliest
-# token. But most texts are *sampled*. The main model then has no opinion about
-# "the" next token; it has a **distribution** p: 'red' in 30 of 100 cases,
-# 'blue' in 25, and so on. The draft was drawn from the drafter's distribution
-# q. In which cases may it stay, so that in the end tokens appear exactly as
-# often as p says?
+# token. But most texts are *sampled*. The main model then has no opinion
+# about "the" next token; it has a **distribution** p: 'red' in 30 of 100
+# cases, 'blue' in 25, and so on. The draft was drawn from the drafter's
+# distribution q. In which cases may it stay, so that in the end tokens appear
+# exactly as often as p says?
 #
 # Think of 100 cases. The drafter says 'red' 50 times, and 30 are wanted.
 # Then 30 of the 50 may stay: with probability p/q = 0.6. It says 'blue' 10
@@ -152,15 +152,15 @@ for name, rule in RULES.items():
 # %% [markdown]
 # "Off by" is the **total variation**: the share of texts that would have to
 # change for the distribution to be right. *Drawn again* gives too much to
-# tokens that had their accepted drafts already. *Softmax q* is the subtle one:
-# the ratio must use the distribution from which the draft **really** was
-# drawn. A greedy draft was not drawn from the softmax; its distribution is one
-# 1 and otherwise zeros, and then it is exact, too. *Accept everything* is the
-# fastest of all. It writes the drafter's text.
+# tokens that had their accepted drafts already. *Softmax q* is the subtle
+# one: the ratio must use the distribution from which the draft **really** was
+# drawn. A greedy draft was not drawn from the softmax; its distribution is
+# one 1 and otherwise zeros, and then it is exact, too. *Accept everything* is
+# the fastest of all. It writes the drafter's text.
 #
 # How many drafts hold has a simple form as well: the sum over x of q(x) ·
-# min(1, p/q) is the **overlap** Σ min(p, q) of the two distributions. No exact
-# rule can accept more.
+# min(1, p/q) is the **overlap** Σ min(p, q) of the two distributions. No
+# exact rule can accept more.
 #
 # ## 17.3 More than one
 #
@@ -234,8 +234,8 @@ print("largest difference below 1e-12: ",
 # ## 17.4 On a real model
 #
 # Five tokens are a toy. Now the model that ships with the workbook: 2,048
-# tokens, latent attention, experts, one MTP module, sampled with temperature 1
-# and top-p 0.9. Both go into p **before** the comparison: p is the
+# tokens, latent attention, experts, one MTP module, sampled with temperature
+# 1 and top-p 0.9. Both go into p **before** the comparison: p is the
 # distribution that the user asked for.
 #
 # The drafter is free to do as it likes, as long as q is the distribution it
@@ -423,9 +423,9 @@ for name, (value, free, chance) in found.items():
 #
 # ## 17.5 Two caches
 #
-# So far every distribution came from a pass over the whole text. A decoder has
-# a **cache** (notebook 16), or rather two, one for the main model and one for
-# the MTP module. A pass over the last token and k drafts puts k + 1 new
+# So far every distribution came from a pass over the whole text. A decoder
+# has a **cache** (notebook 16), or rather two, one for the main model and one
+# for the MTP module. A pass over the last token and k drafts puts k + 1 new
 # entries into the first, whatever is accepted afterwards. And the module,
 # whose place i reads the main model's vector of token i and the embedding of
 # token i + 1, was fed its *own* output to make drafts beyond the first.
