@@ -692,7 +692,7 @@ from minids3.sim import bill
 bill.show(upto="14")
 
 # %% [markdown]
-# **Claim 4 of the article, so far:** "GPUs with a reduced data transfer
+# **Claim 6 of the article, so far:** "GPUs with a reduced data transfer
 # rate": true, NVLink has 400 instead of 900 GB/s. That it hurt is another
 # claim, and for experts it does not follow: by our count less than half of
 # what was left was needed. The price was paid in design: V3 is trained

@@ -767,7 +767,7 @@ from minids3.sim import bill
 bill.show(upto="15")
 
 # %% [markdown]
-# **Claim 6 of the article, so far:** "architecture optimisations" include
+# **Claim 7 of the article, so far:** "architecture optimisations" include
 # one that no benchmark sees, an order of work. The bubble that is left,
 # 275K hours, costs about 0.55 million dollars, a tenth of the whole Bill;
 # 1F1B in its place would have cost about 350K hours more, by our decoding of
