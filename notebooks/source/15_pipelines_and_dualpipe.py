@@ -390,11 +390,12 @@ def row(name, schedule, costs):
     size = RANKS / schedule.n_stages  # of a stage, against a quarter
     held = [size * n for n in peak_activations(schedule, "weight")]
     copies = 2 if len(schedule.placement) > 1 else 1
-    return (f"{name:12} {line.makespan:8.1f} {min(line.idle):6.1f} "
+    return (f"{name:12} {line.makespan:8.1f} {min(line.idle):12.1f} "
             f"{max(line.idle):5.1f} {max(held):8.1f} {copies:8}")
 
 
-print("schedule        takes   idle, least and most   held   weights")
+print(f"{'schedule':12} {'takes':>8} {'idle: least':>12} {'most':>5} "
+      f"{'held':>8} {'weights':>8}")
 for name, (schedule, costs) in compared.items():
     print(row(name, schedule, costs))
 
@@ -542,7 +543,8 @@ plans["DualPipe"] = (compared["DualPipe"][0],
 plans["DualPipeV"] = (compared["DualPipeV"][0],
                       Costs(0.5, 0.5, 0.5, overlapped=PAIR / 2))
 print(f"a pair takes {PAIR:.2f} instead of 3\n")
-print("schedule        takes   idle, least and most   held   weights")
+print(f"{'schedule':12} {'takes':>8} {'idle: least':>12} {'most':>5} "
+      f"{'held':>8} {'weights':>8}")
 for name, (schedule, costs) in plans.items():
     print(row(name, schedule, costs))
 
@@ -739,7 +741,7 @@ viz.show(fig, dpi=88, alt="Work done per time against the number of "
          "little above. DualPipeV with pairs crosses 1 at once and comes "
          "near 1.45.")
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["fold"]
 def play(schedule="dualpipev", ranks=4, micro_batches=8, W=1.0, pair=2.0):
     """A schedule's timeline; W is a part of B = 2, pair at least 2."""
     v = schedule in ("zbv", "dualpipev")
@@ -753,6 +755,14 @@ def play(schedule="dualpipev", ranks=4, micro_batches=8, W=1.0, pair=2.0):
     return timelines({schedule: line})
 
 
+viz.show(play(), dpi=84, alt="Timeline of DualPipeV on four ranks with "
+         "eight micro-batches, forward and backward in pairs.")
+
+# %% [markdown]
+# That is where the controls begin. Which schedule suffers most when a pair
+# saves nothing (3.0)? Which gains most from more micro-batches?
+
+# %% tags=["nbval-ignore-output"]
 viz.play(play, alt="Timeline of a chosen schedule",
          schedule=["dualpipev", "1f1b", "zb1p", "zbv", "dualpipe"],
          ranks=(2, 8, 1), micro_batches=(4, 32, 1), W=(0.2, 1.8, 0.2),

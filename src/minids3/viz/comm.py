@@ -144,7 +144,9 @@ def _squares(
 ) -> None:
     """A square for every GPU; one with chosen experts says how many, one that forwards is pale."""
     from matplotlib.patches import FancyBboxPatch, Rectangle
+    from matplotlib.patheffects import withStroke
 
+    halo = [withStroke(linewidth=3, foreground=COLORS["ours"])]  # over an arrow that passes
     for gpu, count in enumerate(counts):
         x, y = divmod(gpu, gpus_per_node)
         face = COLORS["ours"] if count else _PALE if gpu in passing else CARD
@@ -153,7 +155,10 @@ def _squares(
         square = Rectangle((x - 0.28, y - 0.34), 0.56, 0.68, fc=face, ec=edge, lw=width, zorder=2)
         ax.add_patch(square)
         if count:
-            ax.text(x, y, str(count), ha="center", va="center", color=CARD, fontsize=8, zorder=4)
+            ax.text(
+                x, y, str(count), ha="center", va="center", color=CARD, fontsize=8, zorder=4,
+                path_effects=halo,
+            )  # fmt: skip
     n_nodes = len(counts) // gpus_per_node
     for node in range(n_nodes):
         box = FancyBboxPatch(

@@ -140,7 +140,7 @@ def byte_toggles(fmt: FloatFormat = E4M3, code: int = 0b0_0111_100) -> Any:
         def __repr__(self) -> str:
             return (
                 "Its switches need a live kernel: run this cell. "
-                "The figure above shows the same without them."
+                "The output above shows the same without them."
             )
 
     row = widgets.HBox(bits, layout=widgets.Layout(flex_flow="row wrap"))

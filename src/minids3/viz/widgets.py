@@ -87,7 +87,7 @@ def _make(children: list[Any]) -> Any:
             # Front ends cut this at 110 characters.
             return (
                 "Its controls need a live kernel: run this cell. "
-                "The figure above shows the same without them."
+                "The output above shows the same without them."
             )
 
     return Play(children)
