@@ -37,3 +37,12 @@ def serious(page, within):
         if v["impact"] in ("serious", "critical")
         for node in v["nodes"][:3]
     ]
+
+
+def framed(title, body):
+    """A whole page, with colours of its own in both themes."""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        "<style>:root { color-scheme: light dark } body { background: Canvas; color: CanvasText }"
+        f"</style><main><h1>{title}</h1>{body}</main></html>"
+    )

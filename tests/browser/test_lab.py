@@ -18,6 +18,15 @@ WHAT = """() => {
   const cells = jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells;
   return cells.filter(c => c.cell_type == 'code').map(c => ({id: c.id, outputs: c.outputs}));
 }"""
+# Commands are started and then waited for, so that one that never ends fails with a time limit.
+START = """name => {
+  window.ended = null;
+  jupyterapp.commands.execute(name).then(() => { window.ended = ''; },
+                                         error => { window.ended = String(error) || 'failed'; });
+}"""
+ENDED = """() => window.ended !== null
+  && jupyterapp.shell.currentWidget.sessionContext.session.kernel.status == 'idle'"""
+LONGEST = 1_800_000  # milliseconds, for all cells of a notebook on a busy machine
 SET = """([id, source]) => {
   const content = jupyterapp.shell.currentWidget.content;
   const place = content.widgets.findIndex(w => w.model.id == id);
@@ -88,7 +97,10 @@ class Notebook:
         )
 
     def command(self, name):
-        self.page.evaluate("name => jupyterapp.commands.execute(name)", name)
+        """Run a command of JupyterLab's to its end, and wait until the kernel has nothing to do."""
+        self.page.evaluate(START, name)
+        self.page.wait_for_function(ENDED, timeout=LONGEST)
+        assert self.page.evaluate("window.ended") == ""
 
     def run(self, id, source=None):
         """Run one cell, after writing ``source`` into it, and return what it printed."""
@@ -108,10 +120,22 @@ class Notebook:
         assert sum(map(len, found.values())) > 10
         return found
 
+    def close(self):
+        """End the kernel: the next test has the machine to itself."""
+        self.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
 
 @pytest.fixture
 def notebook(lab, open_page):
-    return lambda name, **kinds: Notebook(open_page(lab, **kinds), lab, name)
+    opened = []
+
+    def open_one(name, **kinds):
+        opened.append(Notebook(open_page(lab, **kinds), lab, name))
+        return opened[-1]
+
+    yield open_one
+    for book in opened:
+        book.close()
 
 
 def test_00_run_all_answers_hint_and_themes(notebook):

@@ -5,6 +5,12 @@ import re
 import pytest
 from browser.helpers import ROOT, serious
 
+from minids3.course.registry import exercises
+
+# Checklists and worked answers that a reader sees without having opened them.
+OPEN = """() => [...document.querySelectorAll('article pre')]
+  .filter(p => /The notebook goes on with your|^# EXERCISE /.test(p.textContent))
+  .map(p => [p.textContent.slice(0, 80), !p.closest('details:not([open])')])"""
 PAGES = ["index", "instructor_guide", "sources", "ERRATA"]
 PAGES += sorted(p.stem for p in (ROOT / "notebooks" / "solutions").glob("[0-9][0-9]_*.ipynb"))
 
@@ -16,14 +22,18 @@ def test_under_thirty_megabytes():
 
 def test_every_page_reads_without_network_and_errors(site, open_page):
     watched = open_page(site)
-    page, links = watched.page, set()
+    page, links, folded = watched.page, set(), 0
     for name in PAGES:
         page.goto(f"{site}/{name}.html")
         assert page.locator("article h1").count() == 1, name
+        for text, open_ in page.evaluate(OPEN):
+            assert not open_, f"{name}: {text}"
+            folded += 1
         alts = page.eval_on_selector_all("article img", "all => all.map(i => i.alt.trim())")
         assert all(alts), name
         found = page.eval_on_selector_all("article a[href]", "all => all.map(a => a.href)")
         links |= {u.split("#")[0] for u in found if u.startswith(site)}
+    assert folded == 2 * sum(len(exercises(name)) for name in PAGES)  # answers and checklists
     assert len(links) > 3 * 15  # notebooks to read, to solve, solved
     for link in links:
         assert page.request.get(link).ok, link
@@ -44,8 +54,7 @@ def test_axe_finds_nothing_serious(scheme, site, open_page):
     page = open_page(site, scheme=scheme).page
     for name in ("index", "00_start_here", "sources"):
         page.goto(f"{site}/{name}.html")
-        page.wait_for_timeout(300)
-        assert page.evaluate("document.documentElement.dataset.theme") == scheme
+        page.wait_for_selector(f"html[data-theme={scheme}]")
         assert serious(page, "article") == [], name
 
 
