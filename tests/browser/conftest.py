@@ -46,7 +46,7 @@ def open_page(browser):
         def opened(own, width=1280, scheme="light"):
             size = {"width": width, "height": 900}
             context = browser.new_context(viewport=size, color_scheme=scheme)
-            context.set_default_timeout(180_000)  # a busy machine fails nobody
+            context.set_default_timeout(600_000)  # a busy machine fails nobody
             stack.callback(context.close)
             return Watched(context.new_page(), own)
 

@@ -4,6 +4,10 @@ The output is an HTML image, not a bare PNG: JupyterLab 4 and nbconvert's defaul
 text of an "image/png" output (no template reads it), and keep that of an HTML one. The image has
 two dots for every CSS pixel, as HiDPI screens do; as lossless WebP it is no larger than a PNG with
 half the resolution.
+
+GitHub's preview is only sure to show a bare PNG, without an HTML twin that it might prefer. Such a
+PNG is 1.3 to 1.5 times the size of the WebP, and readers of JupyterLab would lose the alt text: so
+the site is the place to read notebooks with their figures (README).
 """
 
 from __future__ import annotations
