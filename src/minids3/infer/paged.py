@@ -89,10 +89,17 @@ class Group:
         position = torch.arange(self.longest, device=self.table.device)
         return (position <= last[..., None])[:, None]
 
-    def gather(self, memory: Tensor) -> Tensor:
-        """The texts' rows ``[B, S, ...]`` of a layer's ``memory [pages, page, ...]``."""
-        rows = memory.flatten(0, 1).index_select(0, self.slots)
-        return rows.unflatten(0, (self.n_texts, self.longest))
+    @functools.cached_property
+    def unseen(self) -> Tensor | None:
+        """What ``visible`` adds to scores, ``[B, T, S]``: 0, and -inf where a key is not seen."""
+        if self.visible is None:
+            return None
+        zeros = torch.zeros(self.visible[:, 0].shape, device=self.table.device)
+        return zeros.masked_fill_(~self.visible[:, 0], -torch.inf)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The texts' rows ``[B, S, ...]`` of a layer's ``rows [pages * page, ...]``."""
+        return rows.index_select(0, self.slots).unflatten(0, (self.n_texts, self.longest))
 
 
 class Pass:
@@ -125,9 +132,9 @@ class Pass:
             for values in (ids, positions, slots)
         )
 
-    def store(self, memory: Tensor, rows: Tensor) -> None:
-        """Remember ``rows [N, ...]`` in a layer's ``memory [pages, page, ...]``."""
-        memory.flatten(0, 1).index_copy_(0, self.slots, rows.to(memory.dtype))
+    def store(self, rows: Tensor, new: Tensor) -> None:
+        """Remember ``new [N, ...]`` in a layer's ``rows [pages * page, ...]``."""
+        rows.index_copy_(0, self.slots, new.to(rows.dtype))
 
 
 class PagedModel:
@@ -155,6 +162,7 @@ class PagedModel:
             prepare: None: where ``why_not_prepared`` has nothing against it.
         """
         self.model, self.memory, self.page = model, memory, page
+        self.rows = [[part.flatten(0, 1) for part in layer] for layer in zip(*memory, strict=True)]
         self.device = model.lm_head.weight.device
         self.packs = memory[0].dtype == torch.uint8
         modules: list[Any] = list(model.mtp)[:1] if drafts else []
@@ -183,9 +191,14 @@ class PagedModel:
     def hidden(self, batch: Pass) -> Tensor:
         """The main model's last hidden vectors ``[N, D]`` after the final norm."""
         x = F.embedding(batch.ids, self.model.embed_tokens.weight)
+        if self.prepared is not None:
+            place = self._place(batch)
+            for block in self.prepared[: self.layers]:
+                x = block(x, place)
+            return self.final_norm(x)
         for layer in range(self.layers):
             x = self._block(layer, x, batch)
-        return self.final_norm(x) if self.prepared is not None else self.model.norm(x)
+        return self.model.norm(x)
 
     def draft(self, hidden: Tensor, batch: Pass) -> Tensor:
         """The first MTP module's hidden vectors ``[N, D]``, ready for the head.
@@ -194,24 +207,25 @@ class PagedModel:
         """
         module: Any = self.model.mtp[0]
         embedding = F.embedding(batch.ids, self.model.embed_tokens.weight)
-        joined = torch.cat((module.enorm(embedding), module.hnorm(hidden)), -1)
-        return module.norm(self._block(self.layers, module.eh_proj(joined), batch))
+        x = module.eh_proj(torch.cat((module.enorm(embedding), module.hnorm(hidden)), -1))
+        if self.prepared is not None:
+            return module.norm(self.prepared[self.layers](x, self._place(batch)))
+        return module.norm(self._block(self.layers, x, batch))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[..., V]`` of hidden vectors."""
         return self.model.lm_head(hidden)
 
+    def _place(self, batch: Pass) -> _PagedPlace:
+        return _PagedPlace(batch, self.rows, self.cos[batch.positions], self.sin[batch.positions])
+
     def _block(self, layer: int, x: Tensor, batch: Pass) -> Tensor:
         """One layer, or the MTP module's as the one after the last: ``[N, D]``."""
-        memory = tuple(part[layer] for part in self.memory)
-        if self.prepared is not None:
-            cos, sin = self.cos[batch.positions], self.sin[batch.positions]
-            return self.prepared[layer](x, _PagedPlace(batch, memory, cos, sin))
         block: Any = self._blocks[layer]
         cos, sin = self.model.rope_cos[batch.positions], self.model.rope_sin[batch.positions]
         h = block.input_layernorm(x)[None]  # one text, as far as projections are concerned
         attend = self._latent if isinstance(block.self_attn, LatentAttention) else self._grouped
-        x = x + attend(block.self_attn, h, cos, sin, batch, memory)
+        x = x + attend(block.self_attn, h, cos, sin, batch, layer)
         return x + block.mlp(block.post_attention_layernorm(x))
 
     def _latent(
@@ -221,12 +235,13 @@ class PagedModel:
         cos: Tensor,
         sin: Tensor,
         batch: Pass,
-        memory: tuple[Tensor, ...],
+        layer: int,
     ) -> Tensor:
         """Latent attention of ``h [1, N, D]``; returns ``[N, D]``."""
         q_nope, q_rope = attention.queries(h, cos, sin)  # [1, H, N, ..]
         latent = attention.compress(h, cos, sin)[0]
-        batch.store(memory[0], pack_latent_ref(latent, attention.rank) if self.packs else latent)
+        memory, known = self.memory[0][layer], self.rows[layer][0]
+        batch.store(known, pack_latent_ref(latent, attention.rank) if self.packs else latent)
         out = h.new_empty(h.shape[1], attention.n_heads * attention.v_dim)
         for group in batch.groups:
             nope, rope = (
@@ -239,7 +254,7 @@ class PagedModel:
             if absorb:
                 mean = latent_decode(
                     attention.fold_queries(nope, rope).transpose(1, 2).contiguous(),
-                    memory[0],
+                    memory,
                     group.table,
                     group.lengths,
                     rank=attention.rank,
@@ -247,7 +262,7 @@ class PagedModel:
                 )
                 part = attention.unfold_values(mean.transpose(1, 2))
             else:
-                rows = group.gather(memory[0])
+                rows = group.gather(known)
                 if self.packs:
                     rows = unpack_latent_ref(rows, attention.rank).to(nope.dtype)
                 part = attention.attend_naive(nope, rope, rows, group.visible)
@@ -261,16 +276,16 @@ class PagedModel:
         cos: Tensor,
         sin: Tensor,
         batch: Pass,
-        memory: tuple[Tensor, ...],
+        layer: int,
     ) -> Tensor:
         """Grouped-query attention of ``h [1, N, D]``; returns ``[N, D]``."""
         q, k, v = attention.project(h, cos, sin)  # [1, heads, N, d]
-        for part, new in zip(memory, (k, v), strict=True):
+        for part, new in zip(self.rows[layer], (k, v), strict=True):
             batch.store(part, new[0].transpose(0, 1))
         out = h.new_empty(h.shape[1], attention.o_proj.in_features)
         for group in batch.groups:
             rows = q[0, :, group.rows].unflatten(1, (group.n_texts, group.n_new)).transpose(0, 1)
-            keys, values = (group.gather(part).transpose(1, 2) for part in memory)
+            keys, values = (group.gather(part).transpose(1, 2) for part in self.rows[layer])
             part = causal_sdpa(rows, keys, values, visible=group.visible)
             out[group.rows] = part.transpose(1, 2).flatten(0, 1).flatten(1)
         return attention.o_proj(out)
@@ -281,19 +296,22 @@ class _PagedPlace:
 
     index = None
 
-    def __init__(self, batch: Pass, memory: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> None:
-        self.batch, self.memory, self.cos, self.sin = batch, memory, cos, sin
+    def __init__(
+        self, batch: Pass, rows: Sequence[Sequence[Tensor]], cos: Tensor, sin: Tensor
+    ) -> None:
+        self.batch, self.rows, self.cos, self.sin = batch, rows, cos[:, None], sin[:, None]
 
     def rotated(self, x: Tensor, turned: Tensor) -> Tensor:
         """RoPE of ``x [N, heads, R]``, given its quarter turn."""
-        return torch.addcmul(x * self.cos[:, None], turned, self.sin[:, None])
+        return torch.addcmul(x * self.cos, turned, self.sin)
 
     def mean_latent(self, layer: int, q: Tensor, new: Tensor, rank: int) -> Tensor:
         """Mean latents ``[N, H, C]`` of ``q [N, H, C + R]``, after storing ``new [N, C + R]``."""
-        self.batch.store(self.memory[0], new)
+        (rows,) = self.rows[layer]
+        self.batch.store(rows, new)
         parts = []
         for group in self.batch.groups:
-            keys = group.gather(self.memory[0])  # [B, S, C + R]
+            keys = group.gather(rows)  # [B, S, C + R]
             queries = q[group.rows].reshape(group.n_texts, -1, q.shape[-1])  # [B, T * H, C + R]
             weights = _softmax(queries @ keys.mT, group)
             parts.append((weights @ keys[..., :rank]).view(-1, q.shape[1], rank))
@@ -301,11 +319,11 @@ class _PagedPlace:
 
     def mean_value(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Mean values ``[N, Hk, H / Hk, d]`` of ``q``, after storing ``k`` and ``v [N, Hk, d]``."""
-        for memory, new in zip(self.memory, (k, v), strict=True):
-            self.batch.store(memory, new)
+        for rows, new in zip(self.rows[layer], (k, v), strict=True):
+            self.batch.store(rows, new)
         parts = []
         for group in self.batch.groups:
-            keys, values = (group.gather(m).transpose(1, 2) for m in self.memory)  # [B, Hk, S, d]
+            keys, values = (group.gather(r).transpose(1, 2) for r in self.rows[layer])
             rows = q[group.rows].unflatten(0, (group.n_texts, group.n_new)).transpose(1, 2)
             weights = _softmax(rows.flatten(2, 3) @ keys.mT, group)  # [B, Hk, T * H / Hk, S]
             mean = (weights @ values).unflatten(2, (group.n_new, -1))
@@ -314,11 +332,10 @@ class _PagedPlace:
 
 
 def _softmax(scores: Tensor, group: Group) -> Tensor:
-    """Weights of ``scores [B, ..., T * heads, S]`` over what the queries see."""
-    if group.visible is not None:
-        per_query = scores.unflatten(-2, (group.n_new, -1))
-        hidden = ~group.visible[:, 0, :, None]  # [B, T, 1, S]
-        while hidden.ndim < per_query.ndim:
-            hidden = hidden[:, None]
-        scores = per_query.masked_fill(hidden, -torch.inf).flatten(-3, -2)
+    """Weights of ``scores [B, ..., T * heads, S]`` over what the queries see; overwrites them."""
+    unseen = group.unseen
+    if unseen is not None:
+        if group.n_new > 1:
+            unseen = unseen.repeat_interleave(scores.shape[-2] // group.n_new, 1)
+        scores.add_(unseen if scores.ndim == 3 else unseen[:, None])
     return scores.softmax(-1)
