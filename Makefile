@@ -3,6 +3,7 @@
 #   PYTHON=python3.12            another interpreter (3.10 or newer) for the environment
 #   LAB_ARGS="--no-browser --port 8890"
 #   TEST_ARGS="-k rope"          passed to pytest
+#   VERSIONS_ARGS="--only 3.13 --quick"   passed to tools/versions.py; --help says more
 #   WORKERS=4                    parallel test processes
 
 PYTHON ?= python3
@@ -10,10 +11,11 @@ VENV ?= .venv
 WORKERS ?= 2
 LAB_ARGS ?=
 TEST_ARGS ?=
+VERSIONS_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: lab test lint unit notebooks drift build data site browser clean
+.PHONY: lab test lint unit notebooks drift build data site browser versions colab clean
 
 # Threads wait without spinning, in every kernel: see src/minids3/__init__.py.
 lab: $(VENV)/.lab
@@ -56,6 +58,14 @@ site: $(VENV)/.site
 # JupyterLab and the site in the machine's own Chromium, headless. Some minutes; not part of 'test'.
 browser: site $(VENV)/.browser
 	MINIDS3_BROWSER=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(TEST_ARGS)
+
+# The Pythons found on this machine, and Colab's versions, each in an environment of its own. Hours
+# and gigabytes; an interrupted run goes on. Not part of 'test'.
+versions:
+	$(PYTHON) tools/versions.py matrix $(VERSIONS_ARGS)
+
+colab:
+	$(PYTHON) tools/versions.py colab $(VERSIONS_ARGS)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
