@@ -146,7 +146,7 @@ def test_00_run_all_answers_hint_and_themes(notebook):
     book.run("answer-rms-norm", wrong)
     said = book.run("check-rms-norm")
     assert "  no    " in said
-    assert 'hint("rms-norm") has a question for you' in said
+    assert 'hint("rms-norm") has pseudocode for you' in said  # "run all" asked for the question
     book.run("answer-rms-norm", source_of("rms-norm"))
     said = book.run("check-rms-norm")
     assert "  no    " not in said

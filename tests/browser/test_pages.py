@@ -100,3 +100,15 @@ def test_tables_of_the_library(scheme, tmp_path, open_page):
     assert watched.page.locator("table").count() >= 4
     assert serious(watched.page, "html") == []
     watched.clean()
+
+
+@pytest.mark.parametrize("width", [1280, 600])
+def test_a_long_word_does_not_push_a_column_out_of_the_window(width, tmp_path, open_page):
+    words = "An ordinary sentence of some length, which may break between its words."
+    table = viz.text_table(["opening", "untrained", "trained"], [[words, "star" * 40, words]])
+    (tmp_path / "t.html").write_text(framed("Texts", table._repr_html_()), encoding="utf-8")
+    page = open_page("file://", width=width).page
+    page.goto((tmp_path / "t.html").as_uri())
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    narrowest = "Math.min(...[...document.querySelectorAll('td pre')].map(p => p.clientWidth))"
+    assert page.evaluate(narrowest) >= 100  # nobody's words are broken into letters

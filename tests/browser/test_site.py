@@ -11,6 +11,7 @@ SITE = ROOT / "build" / "site"
 OPEN = """() => [...document.querySelectorAll('article pre')]
   .filter(p => /The notebook goes on with your|^# EXERCISE /.test(p.textContent))
   .map(p => [p.textContent.slice(0, 80), !p.closest('details:not([open])')])"""
+FILTERS = "all => all.map(i => getComputedStyle(i).filter)"
 PAGES = ["index", "instructor_guide", "sources", "ERRATA"]
 PAGES += sorted(p.stem for p in (ROOT / "notebooks" / "solutions").glob("[0-9][0-9]_*.ipynb"))
 
@@ -58,6 +59,7 @@ def test_axe_finds_nothing_serious(scheme, site, open_page):
         page.goto(f"{site}/{name}.html")
         page.wait_for_selector(f"html[data-theme={scheme}]")
         assert serious(page, "article") == [], name
+        assert set(page.eval_on_selector_all("article img", FILTERS)) <= {"none"}, name
 
 
 def test_answers_and_checklists_are_folded_and_open(site, open_page):
