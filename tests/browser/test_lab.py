@@ -176,11 +176,12 @@ def test_03_run_all_and_a_slider(notebook):
 def test_08_run_all_and_a_switch_of_the_byte(notebook):
     book = notebook("08_fp8_numbers")
     book.run_all()
-    sign = book.page.get_by_role("checkbox", name="sign")
+    outputs = book.page.locator(".jp-OutputArea-output")
+    sign = outputs.get_by_role("checkbox", name="sign", exact=True)
     assert not sign.is_checked()
     assert book.page.get_by_role("checkbox", name="exponent 8").count() == 1
     sign.check()
-    book.page.locator("img[alt*='0xbc']").wait_for()
+    outputs.locator("img[alt*='0xbc']").first.wait_for()
     book.watched.clean()
 
 

@@ -75,3 +75,10 @@ def test_letters_on_an_image_are_left_to_the_one_who_drew_it():
     legible(fig, 110)
     assert text.get_color() == "white"
     plt.close(fig)
+
+
+def test_letters_on_every_box_of_a_token_strip():
+    from minids3.viz.tokens import _CYCLE, _shade
+
+    for ground in (*_CYCLE, *(_shade(n / 20) for n in range(21)), CARD):
+        assert contrast(INK, ground) >= 4.5, ground
