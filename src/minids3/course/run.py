@@ -91,7 +91,7 @@ def _solved(exercise: Exercise, seed: int) -> Checker:
         if bad and importlib.util.find_spec("triton") is None:
             from minids3.kernels.language import NoTriton
 
-            if str(NoTriton())[:24] in bad[0].reason:
+            if any(isinstance(o, tuple) and o[:2] == ("raised", "NoTriton") for o in c.outputs):
                 raise NoTriton
         if bad:
             raise AssertionError(
