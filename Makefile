@@ -26,6 +26,7 @@ test: lint unit drift notebooks
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ruff check -q --preview --select PLW1514 src tests tools book  # encodings are said
 
 unit: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests $(TEST_ARGS)

@@ -163,7 +163,7 @@ def test_nothing_is_written_into_an_installed_package(tmp_path, monkeypatch, cap
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full and limits of a process")
 def test_full_disks_and_closed_pipes():
     show = [sys.executable, "-m", "minids3.data", "show", "facts", "--n", "500"]
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run(show, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: [Errno 28] No space left on device\n"

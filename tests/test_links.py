@@ -3,6 +3,7 @@
 Nothing here needs a network: the stored list of papers is the page of sources.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -75,6 +76,19 @@ def test_links_of_pages(path):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
 def test_links_of_notebooks(path):
     assert broken(path, NOTEBOOKS) == []
+
+
+@pytest.mark.parametrize("folder", [NOTEBOOKS, NOTEBOOKS / "solutions"], ids=lambda p: p.name)
+def test_links_of_built_notebooks_lead_somewhere_from_where_they_lie(folder):
+    files = 0
+    for path in sorted(folder.glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for cell in (c for c in cells if c["cell_type"] == "markdown"):
+            for target in LINK.findall("".join(cell["source"])):
+                if not re.match(r"[a-z]+:|#", target):
+                    files += 1
+                    assert (folder / target.partition("#")[0]).exists(), (path.name, target)
+    assert files > 10
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)

@@ -10,6 +10,7 @@ import pytest
 
 from minids3.course import build as b
 from minids3.course import repository
+from minids3.course.__main__ import main
 from minids3.course.build import cells
 from minids3.course.build.execute import _tidy as tidy
 
@@ -193,6 +194,20 @@ def test_repository_is_rewritten(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match="is not OWNER/NAME"):
         repository.set_address("https://github.com/a/b")
+
+
+def test_changed_files_are_told_with_their_folders(monkeypatch, capsys, tiny):
+    root = repository.root()
+    made = [root / "notebooks" / "00.ipynb", root / "notebooks" / "solutions" / "00.ipynb"]
+    monkeypatch.setattr(repository, "set_address", lambda name: [root / "README.md"])
+    monkeypatch.setattr("minids3.course.build.sources", lambda: [tiny])
+    monkeypatch.setattr("minids3.course.build.build", lambda source, run: made)
+    assert main(["repository", "octocat/fork"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "changed README.md",
+        "changed notebooks/00.ipynb",
+        "changed notebooks/solutions/00.ipynb",
+    ]
 
 
 @pytest.mark.parametrize("bar", ["  0%|   | 0/9 [00:00<?, ?it/s]", "a, b:  50%|#| 3/6 [00:01<?]"])

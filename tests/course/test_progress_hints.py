@@ -1,6 +1,8 @@
 import ast
 import json
 import math
+import re
+import sys
 import types
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from minids3.course import check, hint, progress, solution
 from minids3.course.hints import other_way, source_of
 from minids3.course.names import names_of
-from minids3.course.registry import exercises, get
+from minids3.course.registry import UnknownExercise, exercises, get
 
 
 def row(id="rms-norm"):
@@ -73,6 +75,26 @@ def test_hint_errors():
         hint("rms-norm", 4)
     with pytest.raises(KeyError, match="Did you mean rms-norm"):
         solution("rms_norm")
+
+
+def test_a_name_that_is_none_shows_the_sentence_and_none_of_our_lines():
+    with pytest.raises(UnknownExercise) as caught:
+        hint("rmsnorm")
+    (line,) = caught.value._render_traceback_()
+    assert line.startswith("UnknownExercise: there is no exercise 'rmsnorm'. Did you mean rms-norm")
+
+
+def test_a_failed_check_offers_the_hint_that_comes_next(capsys, monkeypatch, home):
+    monkeypatch.setattr(sys.modules["minids3.course.hints"], "_SEEN", {})
+    said = []
+    for _ in range(4):
+        check("rms-norm", lambda x, weight, eps=1e-6: x)
+        said += re.findall(r'hint\("rms-norm"\) has (.*) for you', capsys.readouterr().out)
+        hint("rms-norm")
+        capsys.readouterr()
+    assert said == ["a question", "pseudocode", "the worked solution", "the worked solution"]
+    check("rms-norm", lambda x, weight, eps=1e-6: x, dry=True)
+    assert "has a question for you" in capsys.readouterr().out
 
 
 def test_solution_shows_another_accepted_way(capsys):

@@ -25,7 +25,7 @@ def grade_one(task):
         time.sleep(60)
     if "FAULT" in text:
         raise RuntimeError("the disk is full")
-    with Path(os.environ["FAKE_LOG"]).open("a") as log:
+    with Path(os.environ["FAKE_LOG"]).open("a", encoding="utf-8") as log:
         log.write(f"{task['student']}\n")
     made = []
     for p in answers.programs:

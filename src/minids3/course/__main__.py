@@ -82,10 +82,10 @@ def _list(args: argparse.Namespace) -> int:
 def _repository(args: argparse.Namespace) -> int:
     demand("jupytext", "making notebooks", AUTHORS)
     from minids3.course.build import build, sources
-    from minids3.course.repository import set_address
+    from minids3.course.repository import root, set_address
 
     for path in [*set_address(args.name), *(p for s in sources() for p in build(s, run=False))]:
-        print(f"changed {path.name}")
+        print(f"changed {path.relative_to(root()).as_posix()}")
     return 0
 
 

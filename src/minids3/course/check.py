@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minids3.course import progress
+from minids3.course.hints import NAMES, next_level
 from minids3.course.launching import is_library, library_of
 from minids3.course.registry import Exercise, get
 from minids3.course.run import Report, run_check
@@ -66,8 +67,9 @@ def check(id: str, fn: Callable[..., Any], *, dry: bool = False) -> Callable[...
         return library_of(exercise)
     if not dry:
         progress.record(exercise, report.passed, len(report.items))
-    print(format_report(exercise, report))
-    if report.ok and not dry and not strict():  # for readers: a stored output has no use for it
+    to_reader = not dry and not strict()
+    print(format_report(exercise, report, next_level(id) if to_reader else 1))
+    if report.ok and to_reader:  # for readers: a stored output has no use for it
         print(f'solution("{id}") shows the worked solution and one other accepted way.')
     chosen = fn if report.ok else library_of(exercise)
     if not report.ok and not dry and strict():
@@ -84,8 +86,8 @@ def strict() -> bool:
     return "PYTEST_VERSION" in os.environ or os.environ.get("MINIDS3_STRICT", "0") not in ("", "0")
 
 
-def format_report(exercise: Exercise, report: Report) -> str:
-    """Return the checklist as text; the same for the same answers."""
+def format_report(exercise: Exercise, report: Report, level: int = 1) -> str:
+    """Return the checklist as text; ``level`` is that of the hint it offers after a failure."""
     lines = [f"{report.id}   {report.passed} of {len(report.items)}"]
     told = False
     for status, group in itertools.groupby(report.items, key=lambda item: item.status):
@@ -106,7 +108,7 @@ def format_report(exercise: Exercise, report: Report) -> str:
         lines.append(f"The notebook goes on with your {exercise.name}.")
     else:
         lines.append(
-            f'hint("{exercise.id}") has a question for you. '
+            f'hint("{exercise.id}") has {NAMES[level]} for you. '
             "The notebook goes on with the library's version."
         )
     return "\n".join(lines)

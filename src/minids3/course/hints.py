@@ -17,9 +17,9 @@ from minids3.course import progress
 from minids3.course.names import names_of
 from minids3.course.registry import get
 
-__all__ = ["hint", "other_way", "solution", "source_of"]
+__all__ = ["NAMES", "hint", "next_level", "other_way", "solution", "source_of"]
 
-_NAMES = {1: "a question", 2: "pseudocode", 3: "the worked solution"}
+NAMES = {1: "a question", 2: "pseudocode", 3: "the worked solution"}
 _SEEN: dict[str, int] = {}
 
 
@@ -32,12 +32,12 @@ def hint(id: str, level: int | None = None) -> None:
     """
     exercise = get(id)
     if level is None:
-        level = min(max(_SEEN.get(id, 0), progress.hint_level(id)) + 1, 3)
-    if level not in _NAMES:
+        level = next_level(id)
+    if level not in NAMES:
         raise ValueError(f"level={level!r}: hints have levels 1, 2 and 3")
     _SEEN[id] = max(level, _SEEN.get(id, 0))
     progress.record_hint(id, level)
-    print(f"{id}, hint {level} of 3: {_NAMES[level]}")
+    print(f"{id}, hint {level} of 3: {NAMES[level]}")
     if level == 3:
         print(textwrap.indent(source_of(id), "    "))
         return
@@ -45,7 +45,12 @@ def hint(id: str, level: int | None = None) -> None:
     if level == 1:
         text = textwrap.fill(" ".join(text.split()), 76)
     print(textwrap.indent(text, "    "))
-    print(f'hint("{id}") again shows {_NAMES[level + 1]}.')
+    print(f'hint("{id}") again shows {NAMES[level + 1]}.')
+
+
+def next_level(id: str) -> int:
+    """Return the level of the hint that ``hint(id)`` shows next."""
+    return min(max(_SEEN.get(id, 0), progress.hint_level(id)) + 1, 3)
 
 
 def solution(id: str) -> None:

@@ -216,6 +216,10 @@ class UnknownExercise(KeyError):
     def __str__(self) -> str:
         return str(self.args[0])
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the message alone, not our own lines."""
+        return [f"UnknownExercise: {self}"]
+
 
 def exercises(notebook: str | None = None) -> list[Exercise]:
     """Return the exercises of ``notebook`` ("NN_name"), or all, in the order of definition.

@@ -225,8 +225,8 @@ def enter(
     os.chdir(scratch)
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # dies with its parent
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # short of memory, the kernel takes this process first
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:
+            file.write(b"1000")  # short of memory, the kernel takes this process first
     if isolate and os.geteuid() == 0:
         _leave_root(scratch, slot)
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # changing the user forgot it

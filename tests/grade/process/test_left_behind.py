@@ -37,7 +37,8 @@ child.ask({"op": "call", "args": {"tuple": []}, "kwargs": {"dict": []}}, 300)
 
 def gone(pid):
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        told = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        return told.rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
 

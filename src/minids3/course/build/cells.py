@@ -28,6 +28,8 @@ METADATA = {
     "language_info": {"file_extension": ".py", "name": "python"},
 }
 _MARKER = re.compile(r"# (SETUP|EXERCISE|CHECK)\b[ ]*([a-z0-9-]*)[ ]*(?:\n|$)")
+# A link to a file beside the notebooks; the solved one lies a folder below.
+_PAGE_LINK = re.compile(r"\]\((?![a-z]+:|#|[\w-]+\.ipynb)([^)\s]+)\)")
 _GIVEN = {"math", "torch", "F", "np", "plt", "check", "hint", "progress", "setup", "solution"}
 _GIVEN |= {"viz"}
 
@@ -202,6 +204,8 @@ def student(source: Source, solved: bool = False) -> Any:
         if raw.cell_type == "code":
             cells.append(new_code_cell(text, id=cell_id[:64], metadata=metadata))
         else:
+            if solved:
+                text = _PAGE_LINK.sub(r"](../\1)", text)
             cells.append(new_markdown_cell(text, id=cell_id[:64], metadata=metadata))
     _all_used(source, seen)
     notebook = new_notebook(

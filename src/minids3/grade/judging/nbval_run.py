@@ -125,9 +125,9 @@ def _apart() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_USER | _NET | _PID | _IPC):
         raise OSError(ctypes.get_errno(), "no namespaces for an unprivileged user here")
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
-    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1", encoding="ascii")
+    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1", encoding="ascii")
     import fcntl
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:  # bring loopback up
