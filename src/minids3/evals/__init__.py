@@ -1,5 +1,6 @@
 """Evaluation: what a model can do, asked for rather than read off its loss."""
 
+from minids3.evals.bits import bits_per_byte
 from minids3.evals.long_rows import LongRows
 from minids3.evals.needle import (
     Found,
@@ -14,6 +15,7 @@ __all__ = [
     "Found",
     "Haystack",
     "LongRows",
+    "bits_per_byte",
     "build_haystack",
     "draw_haystack",
     "recall",
