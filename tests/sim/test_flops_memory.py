@@ -112,3 +112,17 @@ def test_hardware_figures_carry_sources():
         H100.source("nic")
     with pytest.raises(ValueError, match="do not match for nic"):
         Accelerator("X", nic=1.0)
+
+
+def test_flops_for_each_byte_of_cache():
+    per_byte = memory.attention_flops_per_byte
+    assert per_byte("mha", n_heads=128, head_dim=128) == 1
+    assert per_byte("gqa", n_heads=128, n_kv_heads=8, head_dim=128) == 16
+    v3 = {"n_heads": 128, "latent": 512, "rope": 64}
+    assert per_byte("mla", **v3) == pytest.approx(128 * 1088 / 576)
+    assert per_byte("mla", 2, **v3, dtype="fp8") == pytest.approx(4 * 128 * 1088 / 576)
+    for wrong in ({"queries": 0}, {"n_heads": 0}):
+        with pytest.raises(ValueError, match="must be 1 or more"):
+            per_byte("mla", **(v3 | wrong))
+    with pytest.raises(ValueError, match="head_dim"):
+        per_byte("gqa", n_heads=8, n_kv_heads=2)

@@ -15,6 +15,7 @@ from minids3.sim.parameters import total_parameters
 __all__ = [
     "BYTES",
     "TrainingBytes",
+    "attention_flops_per_byte",
     "dtype_bytes",
     "kv_cache_bytes",
     "kv_cache_bytes_per_token",
@@ -69,6 +70,44 @@ def kv_cache_bytes(
     if n_layers < 1 or tokens < 0:
         raise ValueError(f"n_layers={n_layers} must be 1 or more and tokens={tokens} 0 or more")
     return numbers * n_layers * tokens * dtype_bytes(dtype)
+
+
+def attention_flops_per_byte(
+    attention: str,
+    queries: int = 1,
+    *,
+    n_heads: int,
+    head_dim: int | None = None,
+    n_kv_heads: int | None = None,
+    latent: int | None = None,
+    rope: int | None = None,
+    dtype: str = "bf16",
+) -> float:
+    """Return the FLOPs of a decoding step's attention for each byte of cache that it reads.
+
+    Scores and weighted sums of one text's ``queries`` new tokens; the cache is read once for all of
+    them and all heads. ``"mla"`` is the absorbed path. A multiply-add is two FLOPs. Sizes and
+    errors as ``kv_cache_bytes``.
+    """
+    if queries < 1 or n_heads < 1:
+        raise ValueError(f"queries={queries} and n_heads={n_heads} must be 1 or more")
+    read = kv_cache_bytes(
+        attention,
+        1,
+        1,
+        n_heads=n_heads,
+        head_dim=head_dim,
+        n_kv_heads=n_kv_heads,
+        latent=latent,
+        rope=rope,
+        dtype=dtype,
+    )
+    if attention == "mla":
+        content, rotary = _need("mla", latent=latent, rope=rope)
+        width = (content + rotary) + content  # a score, a share of the sum
+    else:
+        width = 2 * _need(attention, head_dim=head_dim)[0]
+    return 2 * queries * n_heads * width / read
 
 
 def _need(attention: str, **sizes: int | None) -> list[int]:
