@@ -7,6 +7,8 @@ the text.
 
 from __future__ import annotations
 
+import operator
+from functools import reduce
 from typing import Any
 
 from minids3.data.grammar import zipf
@@ -222,7 +224,8 @@ def _event(d: Any, people: tuple[str, str], things: tuple[str, str], where: dict
 def _reason(d: Any) -> None:
     """A full stop, or a reason and a full stop: one choice among all, hence symmetric."""
     weights = zipf(len(REASONS), 0.7)
-    scale = 0.35 / 0.65 / sum(weights)
+    # One after the other: since Python 3.12 'sum' rounds sums of floats differently.
+    scale = 0.35 / 0.65 / reduce(operator.add, weights)
     d.pick(
         (None, *REASONS),
         (1.0, *(w * scale for w in weights)),
