@@ -1,5 +1,6 @@
 """The prepared decoder against the model: same logits, same tokens, and only where it applies."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -226,3 +227,42 @@ def test_without_a_compiler_it_says_so():
     )
     assert done.returncode == 1
     assert "RuntimeError: torch.compile failed: a compiled decoder needs a C++" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("library", "a file in its cache is damaged"),
+        ("source", "a file in its cache is damaged"),
+        ("compiler", "needs a C++ compiler"),
+        ("other", "could not compile the step on this machine"),
+    ],
+)
+def test_what_failed_when_compiling_and_what_to_do(kind, says, tmp_path, monkeypatch):
+    """What a stopped compilation leaves behind must not be blamed on the compiler."""
+    from torch._inductor.exc import CppCompileError
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    library, source = tmp_path / "step.main.so", tmp_path / "step.py"
+    library.touch()
+    source.write_text("def call(args:\n")
+
+    def step(*_):
+        try:
+            if kind == "library":
+                ctypes.CDLL(str(library))  # "file too short", as torch finds it
+            elif kind == "source":
+                compile(source.read_text(), str(source), "exec")
+            elif kind == "compiler":
+                raise CppCompileError(["g++", str(source)], "no room on the device")
+            raise NotImplementedError("something else")
+        except Exception as error:
+            raise torch._dynamo.exc.BackendCompilerFailed(step, error, None) from error
+
+    monkeypatch.setattr(prepared, "_compiled_step", lambda: step)
+    with pytest.raises(RuntimeError, match=r"torch\.compile failed") as caught:
+        generate_ids(gqa().eval(), some_ids(1, 3), 5, compile=True)
+    message = str(caught.value)
+    assert says in message
+    assert (f"delete the folder {tmp_path} and try again" in message) == ("damaged" in says)
+    assert "compile=False does without" in message

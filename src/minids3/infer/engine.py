@@ -265,7 +265,7 @@ class Engine:
         if not work:
             return []
         requests, pieces = [r for r, _ in work], [piece for _, piece in work]
-        batch = Pass(pieces, self.page, self.model.device)
+        batch = Pass.of(pieces, self.page, self.model.device)
         hidden = self.model.hidden(batch)
         self.statistics.steps += 1
         self.statistics.computed += len(batch.ids)
@@ -497,7 +497,7 @@ class Engine:
             Piece(r.tokens[start + 1 : r.computed + 1], start, r.pages)
             for r, start in zip(requests, starts, strict=True)
         ]
-        batch = Pass(pieces, self.page, self.model.device)
+        batch = Pass.of(pieces, self.page, self.model.device)
         source = [0] * len(batch.ids)
         for piece, place, row in zip(pieces, batch.order, rows, strict=True):
             source[place] = range(row.start, row.start + len(piece.tokens))
@@ -522,7 +522,7 @@ class Engine:
             if not again:
                 return
             hidden = hidden[torch.tensor([i for _, i in again], device=hidden.device)]
-            batch = Pass(
+            batch = Pass.of(
                 [Piece([r.guesses[-1]], r.computed + ahead, r.pages) for r, _ in again],
                 self.page,
                 self.model.device,

@@ -1,6 +1,7 @@
 """Generation: prefill the prompt once, then one token at a time from the cache.
 
-Small fp32 models on a CPU decode through ``infer.prepared``, everything else through the model.
+Small fp32 models on a CPU decode through ``infer.prepared``, latent attention on a GPU through the
+paged kernel (``infer.paged``), everything else through the model.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minids3.infer.cache import KVCache, LatentCache, make_cache
-from minids3.infer.prepared import PreparedDecoder, why_not_prepared
+from minids3.infer.paged import PagedDecoder
+from minids3.infer.prepared import PreparedDecoder, why_not_known, why_not_prepared
 from minids3.infer.sample import check_settings, sample
 from minids3.model.padding import check_mask
 from minids3.model.transformer import Transformer
@@ -106,7 +108,13 @@ def _decoder(
     """From a token ``[B]`` to logits ``[B, V]``, the fastest way for ``steps`` steps."""
     if compile or (steps >= WORTH_PREPARING and why_not_prepared(model) is None):
         return PreparedDecoder(model, cache, compiled=compile)
+    if isinstance(cache, LatentCache) and _on_gpu(cache) and why_not_known(model) is None:
+        return PagedDecoder(model, cache)
     return lambda token: model.lm_head(model.hidden_states(token[:, None], cache)[:, -1])
+
+
+def _on_gpu(cache: LatentCache) -> bool:
+    return cache.latent.is_cuda
 
 
 def _left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -197,7 +205,7 @@ def generate_ids(
     Raises:
         ValueError: an empty or too long prompt, a wrong mask, a setting out of range, or
             ``compile`` for a model that ``PreparedDecoder`` does not take.
-        RuntimeError: ``compile`` without a C++ compiler.
+        RuntimeError: ``compile`` without a C++ compiler, or with a damaged cache.
     """
     if isinstance(ids, Tensor):
         real = None

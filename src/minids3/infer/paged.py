@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minids3.infer.cache import LatentCache
 from minids3.infer.prepared import PreparedBlock, PreparedNorm, why_not_prepared
 from minids3.model.block import Block
 from minids3.model.transformer import Transformer
@@ -28,7 +29,7 @@ from minids3.nn.attention import causal_sdpa
 from minids3.ops.attention import latent_decode
 from minids3.ref.attention import pack_latent_ref, unpack_latent_ref
 
-__all__ = ["Group", "PagedModel", "Pass", "Piece"]
+__all__ = ["Group", "PagedDecoder", "PagedModel", "Pass", "Piece"]
 
 
 @dataclass(frozen=True)
@@ -49,26 +50,43 @@ class Piece:
         return self.start + len(self.tokens)
 
 
+@dataclass(eq=False)
 class Group:
-    """Pieces of equal length, their rows one after the other.
+    """Texts with equally many new tokens, their rows one after the other.
 
-    rows: where they lie in the pass. lengths ``[B]`` and table ``[B, pages]`` as ``latent_decode``
-    takes them.
+    n_texts, n_new: B texts with T new tokens each. rows: where they lie in the pass. page: tokens
+    of a page. table ``[B, pages]`` and lengths ``[B]`` as ``latent_decode`` takes them. longest,
+    ragged: what is known of the lengths without asking the device.
     """
 
-    def __init__(
-        self, pieces: Sequence[Piece], first_row: int, page: int, device: torch.device
-    ) -> None:
-        self.n_texts, self.n_new, self.page = len(pieces), len(pieces[0].tokens), page
-        self.rows = slice(first_row, first_row + self.n_texts * self.n_new)
-        self.longest = max(piece.stop for piece in pieces)
-        used = -(-self.longest // page)
+    n_texts: int
+    n_new: int
+    rows: slice
+    page: int
+    table: Tensor
+    lengths: Tensor
+    longest: int
+    ragged: bool
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], first_row: int, page: int, device: torch.device) -> Group:
+        """The group of ``pieces``, all of one length."""
+        n_texts, n_new = len(pieces), len(pieces[0].tokens)
+        stops = [piece.stop for piece in pieces]
+        longest = max(stops)
+        used = -(-longest // page)
         tables = [list(piece.pages[:used]) for piece in pieces]
         padded = [table + [0] * (used - len(table)) for table in tables]
-        self.table = torch.tensor(padded, dtype=torch.int32, device=device)
-        stops = [piece.stop for piece in pieces]
-        self.lengths = torch.tensor(stops, dtype=torch.int32, device=device)
-        self.ragged = min(stops) != self.longest
+        return cls(
+            n_texts,
+            n_new,
+            slice(first_row, first_row + n_texts * n_new),
+            page,
+            torch.tensor(padded, dtype=torch.int32, device=device),
+            torch.tensor(stops, dtype=torch.int32, device=device),
+            longest,
+            min(stops) != longest,
+        )
 
     @functools.cached_property
     def slots(self) -> Tensor:
@@ -102,35 +120,45 @@ class Group:
         return rows.index_select(0, self.slots).unflatten(0, (self.n_texts, self.longest))
 
 
+@dataclass(eq=False)
 class Pass:
-    """Pieces of several texts, to be computed together.
+    """New tokens of several texts, to be computed together.
 
     ids, positions, slots ``[N]``: what the tokens are, where they stand, and where in the pages
     they are remembered. ``order[i]``: where the rows of the i-th given piece are.
     """
 
-    def __init__(self, pieces: Sequence[Piece], page: int, device: torch.device) -> None:
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    groups: Sequence[Group]
+    order: Sequence[slice] = ()
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], page: int, device: torch.device) -> Pass:
+        """A pass over ``pieces`` of any lengths."""
         by_length: dict[int, list[int]] = {}
         for i, piece in enumerate(pieces):
             by_length.setdefault(len(piece.tokens), []).append(i)
-        self.groups: list[Group] = []
-        self.order: list[slice] = [slice(0)] * len(pieces)
+        groups: list[Group] = []
+        order: list[slice] = [slice(0)] * len(pieces)
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         for members in by_length.values():
             group = [pieces[i] for i in members]
-            self.groups.append(Group(group, len(ids), page, device))
+            groups.append(Group.of(group, len(ids), page, device))
             for i, piece in zip(members, group, strict=True):
-                self.order[i] = slice(len(ids), len(ids) + len(piece.tokens))
+                order[i] = slice(len(ids), len(ids) + len(piece.tokens))
                 ids += piece.tokens
                 for position in range(piece.start, piece.stop):
                     positions.append(position)
                     slots.append(piece.pages[position // page] * page + position % page)
-        self.ids, self.positions, self.slots = (
+        tensors = (
             torch.tensor(values, dtype=torch.int64, device=device)
             for values in (ids, positions, slots)
         )
+        return cls(*tensors, groups, order)
 
     def store(self, rows: Tensor, new: Tensor) -> None:
         """Remember ``new [N, ...]`` in a layer's ``rows [pages * page, ...]``."""
@@ -339,3 +367,47 @@ def _softmax(scores: Tensor, group: Group) -> Tensor:
             unseen = unseen.repeat_interleave(scores.shape[-2] // group.n_new, 1)
         scores.add_(unseen if scores.ndim == 3 else unseen[:, None])
     return scores.softmax(-1)
+
+
+class PagedDecoder:
+    """Logits of the next token from a filled cache of latents, by the kernel of paged decoding.
+
+    The cache is looked at as pages, one for each text and as long as its capacity. Padding, which
+    pages do not know, is closed up first; from then on the cache belongs to the decoder.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Transformer, cache: LatentCache) -> None:
+        """Take over ``cache``; ``ValueError`` if the model has layers of somebody else's."""
+        self.cache, device = cache, cache.latent.device
+        self.model = PagedModel(model, (cache.latent,), cache.capacity, prepare=False)
+        texts = torch.arange(cache.batch_size, device=device)
+        self.table, self.first_slots = texts[:, None].int(), texts * cache.capacity
+        self.lengths = torch.full_like(texts, cache.length)
+        self.longest, self.ragged = cache.length, False
+        if cache.real is not None:
+            self.lengths = cache.real.sum(-1)
+            self.longest, shortest = int(self.lengths.max()), int(self.lengths.min())
+            self.ragged = shortest != self.longest
+            order = (~cache.real).int().argsort(dim=-1, stable=True)[..., None]  # real ones first
+            for latent in cache.latent[:, :, : cache.length]:
+                latent.copy_(latent.gather(1, order.expand_as(latent)))
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """Logits ``[B, V]`` after one more ``token [B]`` of every text."""
+        if self.longest >= self.cache.capacity:
+            raise ValueError(f"the cache holds {self.cache.capacity} positions, all are taken")
+        positions = self.lengths
+        self.lengths, self.longest = positions + 1, self.longest + 1
+        group = Group(
+            n_texts=len(token),
+            n_new=1,
+            rows=slice(0, len(token)),
+            page=self.cache.capacity,
+            table=self.table,
+            lengths=self.lengths.int(),
+            longest=self.longest,
+            ragged=self.ragged,
+        )
+        batch = Pass(token, positions, self.first_slots + positions, [group])
+        return self.model.logits(self.model.hidden(batch))

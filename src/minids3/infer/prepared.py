@@ -7,7 +7,8 @@ The model spends some 3,000 calls of PyTorch on a token, most of them on a few n
 - RoPE needs no pairs: with the quarter turn J, rotating W h is ``cos * (W h) + sin * (J W h)``, and
   J W is W with its rows exchanged;
 - gains of norms, the scale of the scores and the absorbed products of MLA are part of the weights;
-- of the experts only the chosen are visited, one after the other, and nothing is sorted.
+- of the experts only the chosen are visited, one after the other, and nothing is sorted; with more
+  rows they are sorted after all, and one call multiplies them by all experts.
 
 The numbers are the model's up to the order of summation. The weights are packed when the decoder is
 made, for one text: what is done to the model afterwards does not reach it.
@@ -35,7 +36,7 @@ from minids3.model.mtp import MTPModule
 from minids3.model.transformer import Transformer
 from minids3.nn import Experts, Gate, GroupedQueryAttention, LatentAttention, MoE, RMSNorm, SwiGLU
 
-__all__ = ["PreparedBlock", "PreparedDecoder", "PreparedNorm", "why_not_prepared"]
+__all__ = ["PreparedBlock", "PreparedDecoder", "PreparedNorm", "why_not_known", "why_not_prepared"]
 
 FEW_ROWS = 8
 """Up to so many tokens times chosen experts, a loop is faster than sorting rows by expert."""
@@ -56,12 +57,30 @@ KNOWN = {
 def why_not_prepared(model: Transformer, drafts: bool = False) -> str | None:
     """Why a prepared decoder would not do what ``model`` does, or do it no faster; None: it would.
 
-    It knows the library's own layers, in fp32 on a CPU, in evaluation mode, with nobody listening:
-    hooks would not be called. With ``drafts`` the MTP modules count, too.
+    It knows the library's own layers (``why_not_known``), in fp32 on a CPU. With ``drafts`` the MTP
+    modules count, too.
+    """
+    if (why := why_not_known(model, drafts)) is not None:
+        return why
+    for name, p in model.named_parameters():
+        if name.split(".")[0] == "mtp" and not drafts:
+            continue
+        if p.dtype != torch.float32 or p.device.type != "cpu" or type(p) is not nn.Parameter:
+            return f"{name} holds {p.dtype} on {p.device}, not plain fp32 on the CPU"
+    if _added_numbers(model.config) > MOST_ADDED:
+        return "absorbing makes this model's attention weights so large that it does not pay"
+    return None
+
+
+def why_not_known(model: Transformer, drafts: bool = False) -> str | None:
+    """Why doing the layers' work without calling them would not do what ``model`` does, or None.
+
+    They must be the library's own, in evaluation mode, with nobody listening: hooks would not be
+    called.
     """
     if model.training:
         return "the model is in training mode: call model.eval()"
-    if torch.is_autocast_enabled("cpu"):
+    if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
         return "autocast is on"
     if nn.modules.module._has_any_global_hook():
         return "there are hooks on all modules"
@@ -77,11 +96,6 @@ def why_not_prepared(model: Transformer, drafts: bool = False) -> str | None:
             return f"{name} has a bias"
         if getattr(module, "absorb", None) is False:
             return f"{name} has absorb=False"
-        for p in module.parameters(recurse=False):
-            if p.dtype != torch.float32 or p.device.type != "cpu" or type(p) is not nn.Parameter:
-                return f"{name} holds {p.dtype} on {p.device}, not plain fp32 on the CPU"
-    if _added_numbers(model.config) > MOST_ADDED:
-        return "absorbing makes this model's attention weights so large that it does not pay"
     return None
 
 
@@ -402,6 +416,24 @@ def _compiled_step() -> Any:
     return torch.compile(_step, fullgraph=True, dynamic=False)
 
 
+def _compile_failure(error: Exception) -> str:
+    """What failed in ``torch.compile``, and what to do about it."""
+    from torch._inductor.codecache import cache_dir
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    folder = cache_dir()
+    if isinstance(error, InvalidCxxCompiler | CppCompileError):
+        what = "a compiled decoder needs a C++ compiler (g++ or clang++) that torch can use"
+    elif folder in f"{error} {getattr(error, 'filename', '')}":  # what it compiled and cannot load
+        what = (
+            "a file in its cache is damaged, as after a run that was stopped while it compiled: "
+            f"delete the folder {folder} and try again"
+        )
+    else:
+        what = "PyTorch could not compile the step on this machine"
+    return f"torch.compile failed: {what}; compile=False does without. It said: {error}"
+
+
 class PreparedDecoder:
     """Logits of the next token, one token after the other, from a filled cache."""
 
@@ -457,9 +489,6 @@ class PreparedDecoder:
         try:
             x = step(self.blocks, F.embedding(token, self.embedding), place)
         except torch._dynamo.exc.BackendCompilerFailed as error:
-            raise RuntimeError(
-                "torch.compile failed: a compiled decoder needs a C++ compiler (g++ or clang++) "
-                f"that torch can use; without compile=True none is needed. It said: {error}"
-            ) from error
+            raise RuntimeError(_compile_failure(error.inner_exception)) from error
         cache.advance(1)
         return F.linear(self.norm(x), self.head)
