@@ -9,9 +9,18 @@ Source tags (TR, ISCA, C, MEM) are those of notebooks/sources.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
-__all__ = ["ACCELERATORS", "H100", "H800", "MEASURED_V3_TRAINING", "Accelerator", "get_accelerator"]
+__all__ = [
+    "ACCELERATORS",
+    "H100",
+    "H800",
+    "MEASURED_V3_TRAINING",
+    "Accelerator",
+    "get_accelerator",
+    "least_time",
+]
 
 
 @dataclass(frozen=True)
@@ -148,3 +157,38 @@ def get_accelerator(name: str) -> Accelerator:
     if key not in ACCELERATORS:
         raise KeyError(f"no accelerator {name!r}; known are {', '.join(ACCELERATORS)}")
     return ACCELERATORS[key]
+
+
+def least_time(
+    kernels: Iterable[tuple[float, float]], peak: float, bandwidth: float
+) -> tuple[float, float]:
+    """Return the least time of kernels that run one after the other: the roofline, in seconds.
+
+    A kernel computes and moves bytes at once, so the longer of the two counts; the next one begins
+    when it has ended (Williams, Waterman and Patterson 2009, summed over kernels).
+
+    Args:
+        kernels: for each one its operations and the bytes that it reads and writes.
+        peak: operations per second; bandwidth: bytes per second.
+
+    Returns:
+        Seconds, and the share of them in kernels whose transfers take longer than their arithmetic.
+
+    Raises:
+        ValueError: no kernel, one without any work, or a figure that is negative or no number.
+    """
+    if not (peak > 0 and bandwidth > 0):
+        raise ValueError(f"peak {peak} and bandwidth {bandwidth} must be positive")
+    total = waiting = 0.0
+    for operations, moved in kernels:
+        if not (operations >= 0 and moved >= 0 and operations + moved > 0):
+            raise ValueError(
+                f"a kernel of {operations} operations and {moved} bytes: neither may be negative, "
+                "and one of them has to be positive"
+            )
+        arithmetic, memory = operations / peak, moved / bandwidth
+        total += max(arithmetic, memory)
+        waiting += memory if memory > arithmetic else 0.0
+    if total == 0:
+        raise ValueError("there is no kernel: give a list of (operations, bytes)")
+    return total, waiting / total
