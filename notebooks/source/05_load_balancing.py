@@ -11,11 +11,12 @@
 # > without a gradient, and the loss stays within **0.06 nats** of the run
 # > that was left alone.
 #
-# **Takes** about 65 minutes to work through, 32 of them for the exercises;
+# **Takes** about 75 minutes to work through, 40 of them for the exercises;
 # 'Run all' about 2 minutes on two CPU cores. **Needs** notebook 04 (gate,
 # top-k, experts). **Afterwards** you can measure a load, write the bias
 # update and the sequence-wise loss of DeepSeek-V3, say what each of the two
-# is for, and tell what an uneven load would cost on 2,048 GPUs.
+# is for, measure how far experts have specialised, and tell what an uneven
+# load would cost on 2,048 GPUs.
 
 # %%
 # SETUP
@@ -708,20 +709,34 @@ viz.show(fig, dpi=88, alt="Maps of domains by experts, two layers. MaxVio "
 
 # %% [markdown]
 # One number for a map: how many **bits** does knowing the expert tell about
-# the domain? That is the mutual information of the two. Four equally likely
-# domains hold 2 bits; an expert that serves all alike tells 0. As a
-# control, the same count over four groups of *mixed* batches, where there
-# is nothing to know.
+# the domain? That is the *mutual information* of the two. Four equally likely
+# domains hold 2 bits; an expert that serves all alike tells 0.
+
+# %% [markdown]
+# EXERCISE text
+# ### Exercise: what an expert tells about the domain
+#
+# Write `expert_information`. `counts` is `[D, E]`: how often the tokens of
+# domain d chose expert e. Before you know the expert, the domain holds
+# `H(D) = −Σ p_d log2 p_d` bits. Once you know it, some of them are left:
+# `Σ p_e H(D | e)`, where `H(D | e)` is the entropy of expert e's own choices
+# over the domains. Return the difference as a float. Domains need not be
+# equally large, counts may be 0 or in the billions. `[[4, 0], [0, 4]]` gives
+# 1 bit, `[[3, 1], [1, 3]]` gives 0.189, and `[[2, 2], [2, 2]]` gives 0.
 
 # %%
-def information(load):
-    """Mutual information in bits of rows and columns of counts [D, E]."""
-    p = load.double() / load.sum()
-    alone = p.sum(0, keepdim=True) * p.sum(1, keepdim=True)
-    return (torch.special.xlogy(p, p) - torch.special.xlogy(p, alone)).sum(
-        ).item() / math.log(2)
+# EXERCISE balance-information
 
+# %%
+# CHECK balance-information
 
+# %% [markdown]
+# Now for our maps. Even where there is nothing to know, finite counts never
+# come out at exactly 0. So there is a control: the same count over four
+# groups of *mixed* batches. **Guess** how many of the 2 bits an expert under
+# the bias tells: nearly all, half, a few tenths?
+
+# %%
 class Every4th:
     """Batches start, start + 4, start + 8, ... of the mixed text."""
 
@@ -732,11 +747,11 @@ class Every4th:
         return valid_batches.batch(self.start + 4 * step)
 
 
-bits = {name: [information(m) for m in loads]
+bits = {name: [expert_information(m) for m in loads]
         for name, loads in maps.items()}
 mixed = torch.stack([measure(steered.model, Every4th(i), 4)[1]
                      for i in range(4)], 1)
-bits["control: mixed groups"] = [information(m) for m in mixed]
+bits["control: mixed groups"] = [expert_information(m) for m in mixed]
 
 # %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 2.9))

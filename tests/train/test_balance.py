@@ -14,6 +14,7 @@ from minids3.train.balance import (
     expert_load,
     load_entropy,
     max_violation,
+    mutual_information,
     routing_loads,
     sequence_balance_loss,
     update_expert_bias,
@@ -44,6 +45,30 @@ def test_load_metrics():
     p = torch.tensor([2, 3, 0, 1]) / 6
     by_hand = -sum(float(q) * math.log(q) for q in p if q > 0) / math.log(4)
     assert float(load_entropy(load)) == pytest.approx(by_hand)
+
+
+def entropy(shares):
+    return -sum(p * math.log2(p) for p in shares if p)
+
+
+def test_mutual_information_by_hand():
+    counts = torch.tensor([[3, 1, 0], [1, 3, 0]])  # the third expert is idle
+    known = 1 - entropy([3 / 4, 1 / 4])
+    assert mutual_information(counts).item() == pytest.approx(known)
+    assert mutual_information(counts.T).item() == pytest.approx(known)
+    assert mutual_information(counts * 10**12).item() == pytest.approx(known)
+    assert mutual_information(torch.diag(torch.tensor([5, 2, 1]))).item() == pytest.approx(
+        entropy([5 / 8, 2 / 8, 1 / 8])
+    )
+    alone = torch.tensor([1, 4, 2])[:, None] * torch.tensor([3, 1, 5, 0])
+    nothing = torch.zeros_like(alone)
+    several = mutual_information(torch.stack((alone, nothing)))
+    assert several.tolist() == pytest.approx([0, 0], abs=1e-12)
+    assert several.dtype == torch.float64
+    with pytest.raises(ValueError, match="two axes"):
+        mutual_information(torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="below 0"):
+        mutual_information(torch.tensor([[1, -2]]))
 
 
 def test_sequence_loss_by_hand():

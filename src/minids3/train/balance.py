@@ -8,6 +8,7 @@ method before, is here as the baseline.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "expert_load",
     "load_entropy",
     "max_violation",
+    "mutual_information",
     "routing_loads",
     "sequence_balance_loss",
     "update_expert_bias",
@@ -55,6 +57,34 @@ def load_entropy(load: Tensor) -> Tensor:
     share = load.double() / load.double().sum(-1, keepdim=True).clamp_min(1e-300)
     entropy = -torch.special.xlogy(share, share).sum(-1)
     return entropy / torch.log(torch.tensor(float(load.shape[-1]), dtype=torch.float64))
+
+
+def mutual_information(counts: Tensor) -> Tensor:
+    """How many bits the column tells about the row, and the row about the column.
+
+    The sum over rows d and columns e of p log2(p / (p_d p_e)), p the share of a count in all of
+    them: H(D) - H(D | E), the same as H(E) - H(E | D). With domains and experts it says how far
+    experts have specialised. From few counts it comes out too large: compare with groups that
+    cannot differ.
+
+    Args:
+        counts: ``[..., D, E]``, 0 or more, integers or not; whole rows and columns may be 0.
+
+    Returns:
+        ``[...]`` float64, 0 where nothing was counted.
+
+    Raises:
+        ValueError: fewer than two axes, or a count below 0.
+    """
+    if counts.ndim < 2:
+        raise ValueError(f"counts need two axes [..., D, E], got a shape of {list(counts.shape)}")
+    if bool((counts < 0).any()):
+        raise ValueError("a count is below 0: these must be numbers of choices")
+    p = counts.double()
+    p = p / p.sum((-2, -1), keepdim=True).clamp_min(1e-300)
+    independent = p.sum(-1, keepdim=True) * p.sum(-2, keepdim=True)
+    nats = torch.special.xlogy(p, p) - torch.special.xlogy(p, independent)
+    return nats.sum((-2, -1)).clamp_min(0) / math.log(2)
 
 
 def sequence_balance_loss(scores: Tensor, top_k: int) -> Tensor:

@@ -1,4 +1,5 @@
-"""Exercises of notebook 05: MaxVio, the bias update, its schedule, the sequence-wise loss.
+"""Exercises of notebook 05: MaxVio, the bias update, its schedule, the sequence-wise
+loss, what an expert tells about the domain.
 
 One file each. The imports stand in the reader's order, which is the order exercises are listed in.
 """
@@ -12,6 +13,7 @@ from minids3.course.exercises.nb05_load_balancing import (
     bias,
     schedule,
     sequence,
+    information,
 )
 
-__all__ = ["bias", "schedule", "sequence", "violation"]
+__all__ = ["bias", "information", "schedule", "sequence", "violation"]
