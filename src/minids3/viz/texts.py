@@ -34,7 +34,7 @@ class TextTable:
         for row in self.rows:
             cells = "".join(
                 f'<td style="{left};max-width:{wide}em"><pre style="white-space:pre-wrap;margin:0;'
-                "font-family:monospace;word-break:normal;overflow-wrap:break-word;background:none;padding:0;"
+                "font-family:monospace;word-break:normal;overflow-wrap:anywhere;background:none;padding:0;"
                 'font-size:.92em">'
                 f"{html.escape(cell)}</pre></td>"
                 for cell in row
