@@ -154,11 +154,11 @@ class Pass:
                 for position in range(piece.start, piece.stop):
                     positions.append(position)
                     slots.append(piece.pages[position // page] * page + position % page)
-        tensors = (
-            torch.tensor(values, dtype=torch.int64, device=device)
-            for values in (ids, positions, slots)
-        )
-        return cls(*tensors, groups, order)
+
+        def whole(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=device)
+
+        return cls(whole(ids), whole(positions), whole(slots), groups, order)
 
     def store(self, rows: Tensor, new: Tensor) -> None:
         """Remember ``new [N, ...]`` in a layer's ``rows [pages * page, ...]``."""
