@@ -11,6 +11,7 @@ SITE = ROOT / "build" / "site"
 OPEN = """() => [...document.querySelectorAll('article pre')]
   .filter(p => /The notebook goes on with your|^# EXERCISE /.test(p.textContent))
   .map(p => [p.textContent.slice(0, 80), !p.closest('details:not([open])')])"""
+GROUND = "getComputedStyle(document.body).backgroundColor"
 FILTERS = "all => all.map(i => getComputedStyle(i).filter)"
 PAGES = ["index", "instructor_guide", "sources", "ERRATA"]
 PAGES += sorted(p.stem for p in (ROOT / "notebooks" / "solutions").glob("[0-9][0-9]_*.ipynb"))
@@ -100,9 +101,12 @@ def test_search_finds_a_word_of_a_notebook(site, open_page):
 def test_the_theme_can_be_switched(site, open_page):
     page = open_page(site).page
     page.goto(f"{site}/00_start_here.html")
-    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    for _ in range(2):  # light, dark, and as the system has it
-        page.locator(".theme-switch-button").first.click()
+    page.wait_for_function("document.documentElement.dataset.mode")
+    before = page.evaluate(GROUND)
+    for _ in range(3):  # light, dark, and as the system has it
+        mode = page.evaluate("document.documentElement.dataset.mode")
+        page.locator(".theme-switch-button:visible").first.click()
+        page.wait_for_function("old => document.documentElement.dataset.mode != old", arg=mode)
         if page.evaluate("document.documentElement.dataset.theme") == "dark":
             break
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+    page.wait_for_function(f"old => {GROUND} != old", arg=before)
