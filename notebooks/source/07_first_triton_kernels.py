@@ -11,7 +11,7 @@
 # > register. Forget one mask and every number they return is still right.
 # > What is wrecked is the memory next to them.
 #
-# **Takes** about 80 minutes to work through, 46 of them for the exercises;
+# **Takes** about 85 minutes to work through, 52 of them for the exercises;
 # 'Run all' about 2 minutes on two CPU cores, most of it compiling. **Needs**
 # notebook 02 (RMSNorm, softmax), and Linux or Colab: there is no Triton for
 # macOS or Windows. **Afterwards** you can write, test and launch a Triton
@@ -769,46 +769,77 @@ print("nothing spilled on any of the four:", spilled == 0)
 # of its bandwidth; for the H100's figures above that is 295. Below it, a
 # kernel cannot be faster than `intensity × bandwidth`: the roof slopes.
 #
-# **Predict:** how large must two square BF16 matrices be for their product
-# to leave the slope?
+# The same in seconds: arithmetic takes `operations / peak`, transfers
+# `bytes / bandwidth`. A good kernel does both at once, and the **longer** of
+# the two times is what it needs at least. The next kernel waits until it has
+# ended, so over several kernels the times **add up**.
+
+# %% [markdown]
+# EXERCISE text
+# ### Exercise: the least time of one kernel after another
+#
+# Write `least_time`: the seconds of kernels that run one after the other,
+# and the share of them that passes in kernels that wait for memory. A
+# machine of 100 operations and 10 bytes a second needs 5 seconds for the
+# kernel `(200, 50)` and 4 for `(400, 10)`. Only the first waits for memory.
+# For both together `least_time` returns 9 seconds and a share of 0.556.
+
+# %%
+# EXERCISE roof-time
+
+# %%
+# CHECK roof-time
+
+# %% [markdown]
+# Your function draws the roof: what a kernel reaches at most is its
+# operations by its least time. **Predict:** how large must two square BF16
+# matrices be for their product to leave the slope? And where is your
+# backward kernel, with some ten operations for each number and three trips?
 
 # %%
 tokens, width = 4096, 7168
 one = tokens * width * 2  # bytes of a trip in BF16
 
 
-def product(n):
-    """Operations and bytes of a product of two n x n BF16 matrices."""
-    return 2 * n**3, 3 * n * n * 2
+def product(m, n, k):
+    """Operations and bytes of [m, k] times [k, n], in BF16."""
+    return 2 * m * n * k, 2 * (m * k + k * n + m * n)
 
 
+def roof(work, moved):
+    """The rate that a kernel reaches at most, in operations a second."""
+    return work / least_time([(work, moved)], h100.bf16_flops,
+                             h100.memory_bandwidth)[0]
+
+
+norm = (4 * one / 2, 2 * one)
 POINTS = {
     "add": (one / 2, 3 * one),
     "RMSNorm, textbook": (4 * one / 2, 7 * one),
-    "RMSNorm, one kernel": (4 * one / 2, 2 * one),
+    "RMSNorm, one kernel": norm,
+    "its backward": (10 * one / 2, 3 * one),
     "softmax, one kernel": (5 * one / 2, 2 * one),
-    **{f"product, n = {n}": product(n) for n in (128, 512, 1024, 8192)}}
+    **{f"product, n = {n}": product(n, n, n)
+       for n in (128, 512, 1024, 8192)}}
 balance = h100.bf16_flops / h100.memory_bandwidth
 x_axis = np.geomspace(0.05, 2e4, 200)
 
 # %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8.6, 3.7))
-ax.loglog(x_axis, np.minimum(x_axis * h100.memory_bandwidth,
-                             h100.bf16_flops) / 1e12,
+ax.loglog(x_axis, [roof(x, 1) / 1e12 for x in x_axis],
           color=viz.COLORS["ink"])
 ax.axvline(balance, color=viz.COLORS["muted"], ls=":")
 ax.text(balance * 1.1, 0.25, f"{balance:.0f} operations\nper byte",
         fontsize=8, color=viz.COLORS["muted"])
 for name, (work, moved) in POINTS.items():
-    at = work / moved
-    roof = min(at * h100.memory_bandwidth, h100.bf16_flops) / 1e12
+    at, top = work / moved, roof(work, moved) / 1e12
     slope = at < balance
-    ax.plot(at, roof, "o", ms=7, color=viz.COLORS[
+    ax.plot(at, top, "o", ms=7, color=viz.COLORS[
         "control" if slope else "floor"])
     shift, side = {"softmax, one kernel": ((-8, 5), "right"),
                    "product, n = 8192": ((0, 8), "center")}.get(
                        name, ((8, -11), "left"))
-    ax.annotate(name, (at, roof), shift, textcoords="offset points",
+    ax.annotate(name, (at, top), shift, textcoords="offset points",
                 fontsize=8, ha=side)
 ax.set(xlabel="intensity (operations per byte of memory traffic)",
        ylabel="roof (TFLOP/s)", ylim=(0.1, 3000))
@@ -820,16 +851,38 @@ viz.show(fig, dpi=85, alt=f"Roofline of an H100 with its bend at "
              if a / b < balance) + ". On the flat roof: larger products.")
 
 # %% [markdown]
-# Everything you wrote today is far down the slope, at some thousandths of
-# the peak. No cleverness in arithmetic helps there, and no tensor core;
-# only fewer bytes do. One kernel instead of five lines moves the point to
-# the right, along the roof. The large products live on the other side, and
-# they are where FP8 will pay twice: half the bytes, and twice the peak.
+# A square product's intensity is n / 3, so the slope ends at n = 886.
+# Everything you wrote today is far down, at some thousandths of the peak; the
+# backward pass, at 1.7 operations a byte, at little more than half a percent.
+# No cleverness in arithmetic helps there, and no tensor core; only fewer
+# bytes do. One kernel instead of four lines moves the point to the right,
+# along the roof. The large products live on the other side, and they are
+# where FP8 will pay twice: half the bytes, and twice the peak.
 #
-# **Your turn, 5 minutes, without a check.** Where is your backward kernel? It
-# takes some ten operations for each number and, at best, three trips. Add it
-# to `POINTS` and draw again: at 1.7 operations per byte, with a roof of 5.6
-# TFLOP/s, little more than half a percent of the peak.
+# Does the slope matter, when a layer's work is nearly all in its products?
+# The gate and up projections of one expert multiply `[4096, 7168]` by
+# `[7168, 4096]`: two thousand times the operations of the norm before them.
+# **Guess:** what share of the time of both waits for memory? And when FP8
+# doubles the peak (datasheet, MEM)?
+
+# %% tags=["nbval-check-output"]
+lines = [(one / 2, 2 * one),  # square
+         (one / 2, one),      # average
+         (one / 2, 2 * one),  # times rstd
+         (one / 2, 2 * one)]  # times weight
+gate_up = product(tokens, 4096, width)
+print("work of the product:", round(gate_up[0] / norm[0]), "norms")
+for name, kernels in (("textbook", lines), ("one kernel", [norm])):
+    for kind, peak in (("BF16", h100.bf16_flops), ("FP8", h100.fp8_flops)):
+        seconds, waiting = least_time([*kernels, gate_up], peak,
+                                      h100.memory_bandwidth)
+        print(f"{name:10} {kind:4} peak: {seconds * 1e6:3.0f} µs, of which "
+              f"{waiting:.0%} waits for memory")
+
+# %% [markdown]
+# A third of the time for a two-thousandth of the work. Twice the peak makes
+# that **half**, since the norm gets no faster with it. The faster products
+# become, the more it pays to fuse what is around them.
 #
 # And how near do the library's kernels come to their roof? That takes a
 # GPU. `python -m minids3.bench kernels --device cuda --json` holds each one
