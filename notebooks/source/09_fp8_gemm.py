@@ -11,7 +11,7 @@
 # > and the error is above **50 %** where sizes differ by 10,000, though a
 # > test with a sum of length 128 would not notice.
 #
-# **Takes** about 100 minutes to work through, 57 of them for the exercises;
+# **Takes** about 105 minutes to work through, 64 of them for the exercises;
 # 'Run all' about a minute on one CPU core, half of it compiling. **Needs**
 # notebook 07 (Triton) and 08 (E4M3, tiles). **Afterwards** you can write the
 # kernels behind an FP8 layer, say why its backward pass quantises twice, and
@@ -781,9 +781,38 @@ print("at K = 2048, sizes over 10000:1, the error is above 50 %:",
 # them in the **L2 cache**, the memory on the chip that all of them use. So it
 # matters which tiles are computed **at the same time**.
 #
-# `Y` of `[4096, 7168]` has 32 x 56 tiles. In plain order, the first 132
-# programs fill two rows of tiles and a bit. **Guess:** how many bytes do
-# they fetch for one step along K, compared with a squarer group?
+# `Y` of `[4096, 7168]` has 32 x 56 tiles. In plain order, row after row, the
+# first 132 programs fill two rows of tiles and a bit. The remedy is a few
+# lines at the top of a kernel (Triton's tutorial has them, too): cut the rows
+# of tiles into **bands**, and let programs run down each column of a band
+# before they go on to the next column.
+
+# %% [markdown]
+# EXERCISE text
+# ### Exercise: which tile is mine?
+#
+# Write `tile_of`: from a program's number to its tile. It is plain Python
+# here; in a kernel the same lines start from `tl.program_id(0)`. With 3 x 4
+# tiles in bands of 2, programs 0 to 11 compute these:
+#
+# | | column 0 | 1 | 2 | 3 |
+# |---|---|---|---|---|
+# | **row 0** | 0 | 2 | 4 | 6 |
+# | **row 1** | 1 | 3 | 5 | 7 |
+# | **row 2** | 8 | 9 | 10 | 11 |
+#
+# So `tile_of(7, 3, 4, 2)` is `(1, 3)`, and `tile_of(9, 3, 4, 2)` is `(2, 1)`.
+
+# %%
+# EXERCISE gemm-order
+
+# %%
+# CHECK gemm-order
+
+# %% [markdown]
+# Now count. For one step along K, 132 programs at once need 16 KiB for each
+# row and each column of tiles that they touch. **Guess:** how many KiB is
+# that in plain order, and how many in bands of 8?
 
 # %%
 TILE_ROWS, TILE_COLUMNS, AT_ONCE = 32, 56, 132
@@ -793,9 +822,8 @@ def order(group):
     """Place of each tile in the launch, bands of `group` tile rows."""
     place = torch.empty(TILE_ROWS, TILE_COLUMNS, dtype=torch.long)
     for p in range(TILE_ROWS * TILE_COLUMNS):
-        band, within = divmod(p, group * TILE_COLUMNS)
-        height = min(TILE_ROWS - band * group, group)
-        place[band * group + within % height, within // height] = p
+        row, column = tile_of(p, TILE_ROWS, TILE_COLUMNS, group)
+        place[row, column] = p
     return place
 
 
@@ -835,8 +863,9 @@ viz.show(fig, dpi=86, alt="Maps of 32 by 56 tiles with the first 132 "
          f"at {min(groups, key=fetched)} rows.")
 
 # %% [markdown]
-# The library numbers its programs in bands of 8 tile rows. The same tiles,
-# the same sums, under half of the bytes.
+# The library's kernels number their programs in bands of 8 tile rows, by your
+# rule (`place_of` in `src/minids3/kernels/grouped.py`). The same tiles, the
+# same sums, under half of the bytes.
 #
 # **Your turn, 5 minutes, on paper.** How few KiB could 132 tiles need at
 # best, in whatever order? Find the most compact block of 132 tiles, count its
