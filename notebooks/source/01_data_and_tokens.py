@@ -9,11 +9,11 @@
 # > tokens as bytes. And because we know the grammar that wrote it, we can
 # > compute, before training anything, the loss that no model will beat.
 #
-# **Takes** about 75 minutes, 43 of them for the exercises; 'Run all' about a
+# **Takes** about 80 minutes, 49 of them for the exercises; 'Run all' about a
 # minute on one CPU core, no GPU. **Needs** Python, and notebook 00 for how
 # exercises work. **Afterwards** you can train and apply a byte-level BPE,
-# pack documents into batches, compute the entropy of a grammar, and refuse to
-# compare two losses per token that were counted in different tokens.
+# pack documents into batches, compute the entropy of a grammar, and put two
+# losses that were counted in different tokens on one scale.
 
 # %%
 # SETUP
@@ -606,13 +606,51 @@ print(f"a model that knows nothing: ln {tok.vocab_size} = "
 #
 # ## 1.6 The signature result: one ruler for all tokenizers
 #
-# Back to the two teams. Divide the nats not by tokens, which everybody cuts
-# differently, but by the **bytes of the text**, which nobody can argue about,
-# and convert to bits:
+# Back to the two teams. Divide what was paid not by tokens, which everybody
+# cuts differently, but by the **bytes of the text**, which nobody can argue
+# about, and count in bits, of which one is ln 2 = 0.693 nats.
+
+# %% [markdown]
+# EXERCISE text
+# ### Exercise: one ruler
 #
-# bits per byte = (sum of nats over all tokens / ln 2) / bytes of text.
+# Write `bits_per_byte`: all bits that a model has paid, over all bytes of the
+# text in UTF-8. You get what an evaluation loop has at its end. For each
+# batch, `losses` holds the mean loss in nats per token, and `n_tokens` how
+# many tokens that was, control tokens included; batches are unequal. `texts`
+# is what all of them say together, as strings without control tokens, and
+# need not be cut as the batches are. Two batches, 8 tokens at ln 2 nats and 4
+# at 2 ln 2, on the texts `"ab"` and `"cdef"` are 16 bits on 6 bytes: 2.667.
+
+# %%
+# EXERCISE bits-per-byte
+
+# %%
+# CHECK bits-per-byte
+
+# %% [markdown]
+# Red and Blue once more, on all four domains, each document a batch of its
+# own. **Predict** the last column. And what does the plain mean of the
+# documents' losses say, in which a short one counts like a long one?
+
+# %% tags=["nbval-check-output"]
+nats = valid.bits * math.log(2)  # of each document, by the exact grammar
+teams = {"Red": [len(text.encode()) + 1 for text in unseen],
+         "Blue": [len(tok.encode(text)) + 1 for text in unseen]}
+print("team   nats/token  plain mean  bits/byte")
+for team, n_tokens in teams.items():
+    losses = [x / n for x, n in zip(nats.tolist(), n_tokens)]
+    ruled = bits_per_byte(losses, n_tokens, unseen)
+    print(f"{team:6} {nats.sum() / sum(n_tokens):10.3f} "
+          f"{np.mean(losses):11.3f} {ruled:10.3f}")
+
+# %% [markdown]
+# One model, one number at last. The plain mean is 2 % too low for Red and 5 %
+# for Blue: a comparison of plain means would compare the lengths of documents
+# as well.
 #
-# To see it work we need a model that trains in a second under any vocabulary:
+# To see what the ruler is for, we need a model that trains in a second under
+# any vocabulary:
 # a **4-gram**. It counts which token followed the last four, falls back on
 # the last three where those were rare, and so on down. The *same* model, the
 # same documents, five tokenizers:
@@ -677,7 +715,7 @@ print(f"{'tokenizer':13} tokens/doc  nats/token  bits/byte")
 ruler = {}
 for name, t in tokenizers.items():
     nats, n = four_gram_nats(t)
-    ruler[name] = nats / n, nats / math.log(2) / n_bytes, n
+    ruler[name] = nats / n, bits_per_byte([nats / n], [n], valid_texts), n
     print(f"{name:13} {n / 600:10.1f} {nats / n:11.2f} "
           f"{ruler[name][1]:10.3f}")
 floor_byte = valid_bits / n_bytes
@@ -772,10 +810,9 @@ viz.show(fig, alt="Heat map of bytes per token, six tokenizers by five "
 # have fewer words than it has tokens. On real code it is poor. DeepSeek-V3's,
 # made for several languages and for code, has 128K tokens (TR section 4.1).
 #
-# **Your turn, 5 minutes, without a check.** Count the 4-grams of one more
-# tokenizer, `Tokenizer(tok.merges[:600])`, with `four_gram_nats`, and turn
-# its nats into bits per byte. **Predict** first between which two bars of the
-# right panel it comes.
+# **To go further**, count the 4-grams of one more tokenizer,
+# `Tokenizer(tok.merges[:600])`, with `four_gram_nats`, and put it to your
+# ruler. **Predict** first between which two bars of the right panel it comes.
 #
 # ## 1.7 Play
 #

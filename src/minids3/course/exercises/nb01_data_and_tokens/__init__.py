@@ -6,4 +6,5 @@ from minids3.course.exercises.nb01_data_and_tokens import (  # noqa: F401, I001 
     encode,
     pack,
     entropy,
+    per_byte,
 )
