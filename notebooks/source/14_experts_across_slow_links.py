@@ -53,9 +53,9 @@ print(f"a layer sends {sent / 1e9:.2f} GB from each GPU: "
 print(f"and computes for {1e3 * computing:.1f} ms")
 
 # %% [markdown]
-# 41 milliseconds of sending for 30 of computing. Whoever plans a cluster for
-# this model without a further idea buys GPUs that wait. This notebook is
-# about those ideas: send less, send smaller, and send while computing.
+# 41 milliseconds of sending for 30 of computing. Without a further idea you
+# would buy GPUs that wait. This notebook is about those ideas: send less,
+# send smaller, and send while computing.
 #
 # ## 14.1 Two kinds of links
 #
@@ -683,8 +683,8 @@ def network(infiniband=40, nvlink=160, limit=4, computing_ms=29.6,
 
 
 viz.show(network(), dpi=88, alt="Bars of a layer's parts on the published "
-         "network: computing 29.6 ms decides, InfiniBand and NVLink take "
-         "about half as long.")
+         "network: computing 29.6 ms decides, InfiniBand takes 15.4 and "
+         "NVLink 7.3.")
 
 # %% [markdown]
 # Find a network on which NVLink decides, and one on which a better rule of

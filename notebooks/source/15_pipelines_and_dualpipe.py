@@ -44,7 +44,7 @@ from minids3.sim.bill.lines import PRETRAINING_HOURS
 
 STAGES = 16
 for pieces in (1, 8, 120):
-    # Whoever works for `pieces` turns waits for the 15 other stages, too.
+    # A rank that works for `pieces` turns waits for the 15 others, too.
     idle = (STAGES - 1) / (pieces + STAGES - 1)
     print(f"{pieces:4} pieces: idle {idle:5.1%} of the time, "
           f"{idle * PRETRAINING_HOURS / 1e3:6,.0f}K of 2,664K GPU-hours")
@@ -679,9 +679,9 @@ print(f"a pair, {PAIR_S:.3f} s, against F + B, {apart:.3f} s: "
 # **Half of the bubble is not in the formula.** 1.09 seconds by the formula,
 # 2.06 published. Not in it: the embedding on the first stage and the head
 # and MTP module on the last, which make stages unequal; messages between
-# stages; experts that are fuller on one rank than on another; and whoever
-# waits for the slowest of 2,048 GPUs. Which of these it is, and how much of
-# each, nobody outside knows.
+# stages; experts that are fuller on one rank than on another; and waiting
+# for the slowest of 2,048 GPUs. Which of these it is, and how much of each,
+# nobody outside knows.
 #
 # **Pairs save 8 % here and 35 % in the trace.** If a forward alone hid
 # nothing, F + B should take 0.20 s by the trace (it has four layers, as a
