@@ -29,7 +29,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check -q --preview --select PLW1514 src tests tools book  # encodings are said
 
 unit: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests $(TEST_ARGS)
 
 # The generated notebooks are what the sources say.
 drift: $(VENV)/.test
