@@ -1,4 +1,4 @@
-"""Exercises of notebook 02: RoPE, causal attention, SwiGLU, the loss, one AdamW step.
+"""Exercises of notebook 02: RoPE, causal attention, SwiGLU, the loss, AdamW, the next token.
 
 One file each. The expected values in a check are computed another way than the solution computes
 them. The imports stand in the reader's order, which is the order exercises are listed in.
@@ -14,6 +14,7 @@ from minids3.course.exercises.nb02_transformer_baseline import (
     swiglu,
     loss,
     adamw,
+    choose,
 )
 
-__all__ = ["adamw", "attention", "loss", "rope", "swiglu"]
+__all__ = ["adamw", "attention", "choose", "loss", "rope", "swiglu"]
