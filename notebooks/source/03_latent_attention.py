@@ -11,11 +11,12 @@
 # > its multi-head twin. Let position into what is folded, and the two ways
 # > disagree by more than 30 %.
 #
-# **Takes** about 75 minutes to work through, 45 of them for the exercises;
+# **Takes** about 80 minutes to work through, 51 of them for the exercises;
 # 'Run all' about 2.5 minutes on two CPU cores. **Needs** notebook 02
 # (attention and RoPE). **Afterwards** you can write both forms of latent
 # attention, say what each costs, compute any model's cache per token in your
-# head, and explain why 64 of the 576 numbers must stay outside the latent.
+# head, say whether memory or arithmetic limits a decoding step, and explain
+# why 64 of the 576 numbers must stay outside the latent.
 
 # %%
 # SETUP
@@ -651,11 +652,8 @@ print(f"on 65,536 cached tokens the naive path wins from {turn} queries on")
 # weights are the same, so one model does both. The library's
 # `LatentAttention` counts as you did and takes the cheaper one.
 #
-# Multiply-adds are not all: a decoding step also has to read the cache. The
-# absorbed path reads 576 numbers a token once for all 128 heads. So much
-# arithmetic per number read brings it to the edge where an H800's
-# arithmetic and not its memory is the limit (FlashMLA's documents).
-# Notebook 16 measures that.
+# Multiply-adds are not all: a decoding step also has to read the cache.
+# Section 3.12 weighs the one against the other.
 #
 # ## 3.9 Into the decoder
 #
@@ -851,7 +849,96 @@ print(PROMPT + generate(model, tok, PROMPT, max_new_tokens=60,
 # Every word of it was written by your `attend_absorbed` out of 48 numbers a
 # token and layer.
 #
-# ## 3.12 Play: how many users fit?
+# ## 3.12 How fast: arithmetic for each byte read
+#
+# Whatever fits into 40 GB has to be *read*, all of it, for every step: each
+# user's next token attends to that user's whole text. Weights are shared by
+# all users of a step. Caches are not, so more users do not help. An H800
+# reads 3.35 TB a second, 40 GB in 12 ms, and does 989 trillion BF16
+# operations in the same second [MEM-h100]. That is 295 for each byte: with
+# fewer, arithmetic waits for memory, with more, memory for arithmetic.
+# **Guess:** how many does multi-head attention have?
+
+# %% [markdown]
+# EXERCISE text
+# ### Exercise: FLOPs per byte
+#
+# Write `flops_per_byte`: the FLOPs of scores and weighted sums, over the
+# bytes of cache read for them. Length and layers cancel: think of one cached
+# token in one layer. All heads, and all `queries` that one text has in this
+# step, use what was read once. MLA is absorbed: a head scores the latent and
+# the rotary key, and sums latents. A multiply-add is two FLOPs. With V3's
+# sizes and one query MLA has 242, and there your `cache_bytes` helps.
+
+# %%
+# EXERCISE mla-intensity
+
+# %%
+# CHECK mla-intensity
+
+# %%
+from minids3.sim.hardware import H800
+
+BALANCE = H800.bf16_flops / H800.memory_bandwidth
+WAYS = {  # kind, queries, key-value heads of 128
+    "MHA": ("mha", 1, 128),
+    "GQA, 8 key-value heads": ("gqa", 1, 8),
+    "MQA, 1 key-value head": ("gqa", 1, 1),
+    "MLA": ("mla", 1, 128),
+    "MLA, 2 tokens a step": ("mla", 2, 128),
+}
+intensity, per_second = {}, {}
+print(f"H800: {BALANCE:.0f} FLOPs for each byte it can read\n")
+print(f"{'':24}FLOPs/byte   ms for 40 GB   tokens a second, 4K texts")
+for name, (kind, queries, kv_heads) in WAYS.items():
+    sizes = (128, kv_heads, 128, 512, 64)
+    intensity[name] = flops_per_byte(kind, queries, *sizes)
+    reading = BUDGET / H800.memory_bandwidth
+    computing = BUDGET * intensity[name] / H800.bf16_flops
+    step = max(reading, computing)
+    texts = BUDGET / (CONTEXT * cache_bytes(kind, 61, *sizes))
+    per_second[name] = queries * texts / step
+    print(f"{name:24}{intensity[name]:10.0f}{1e3 * step:15.1f}"
+          f"{per_second[name]:18,.0f}")
+
+# %% tags=["fold"]
+fig, ax = plt.subplots(figsize=(7.8, 3.5))
+x = np.geomspace(0.5, 5000, 200)
+ax.loglog(x, np.minimum(x * H800.memory_bandwidth, H800.bf16_flops) / 1e12,
+          color=viz.COLORS["muted"], lw=1.5)
+ax.axvline(BALANCE, color=viz.COLORS["muted"], ls=":", lw=1.2)
+LOOKS = (("baseline", "s", (10, -4), "left"),
+         ("published", "^", (10, -4), "left"),
+         ("published", "v", (-9, 1), "right"),
+         ("ours", "o", (-9, 1), "right"), ("ours", "*", (6, -15), "left"))
+for (name, at), (role, mark, shift, side) in zip(intensity.items(), LOOKS):
+    roof = min(at * H800.memory_bandwidth, H800.bf16_flops) / 1e12
+    ax.plot(at, roof, mark, color=viz.COLORS[role], ms=9)
+    ax.annotate(name, (at, roof), shift, textcoords="offset points",
+                fontsize=8.5, ha=side)
+ax.set(xlabel="FLOPs of attention for each byte of cache (log)",
+       ylabel="at most, TFLOP/s (log)", ylim=(1, 3000))
+viz.show(fig, alt="Roofline of an H800 for attention while decoding: at "
+         "most so many TFLOP/s against FLOPs per byte of cache, bent at "
+         f"{BALANCE:.0f}. " + ", ".join(
+             f"{name} {at:.0f}" for name, at in intensity.items()) + ".",
+         dpi=92)
+
+# %% [markdown]
+# One. Multi-head attention does one operation with each byte and leaves
+# 99.7 % of the arithmetic idle, whatever the number of users. Shared heads
+# use each byte more often. MLA, which keeps little and computes much, comes
+# to 82 % of the bend: FlashMLA's documents place it at that edge, too
+# [FM-modes]. With two tokens of a text in one step, which is what multi-token
+# prediction is used for (notebook 06), attention is past it, and computes for
+# longer than it reads.
+#
+# Multi-query attention keeps least, 256 numbers, and is fastest here. This
+# figure does not show what it costs in quality; see the sober note in 3.10.
+# And these are bounds for attention alone; weights have to be read as well.
+# What a kernel reaches of them, notebook 16 asks.
+#
+# ## 3.13 Play: how many users fit?
 #
 # Back to the opening number. Memory for the cache, divided by what one
 # user's text takes. First as a figure, then with sliders.
@@ -917,13 +1004,12 @@ viz.play(who_fits, gigabytes=(8, 640, 8), heads=[8, 16, 32, 64, 128],
 # Move the heads and watch the bottom bar: it stays. With latents, heads
 # cost arithmetic and no memory.
 #
-# **Your turn, 5 minutes, without a check.** On paper first, then with
-# `cache_bytes`: how many users with 128K tokens (131,072) each fit into 40 GB
-# of cache, for Llama-3.1-405B (126 layers, 8 key-value heads), for V3, and
-# for V3 with FlashMLA's 656 bytes a token and layer? You should find 0, 4 and
-# 7.
+# **To go further**, on paper first, then with `cache_bytes`: how many users
+# with 128K tokens (131,072) each fit into 40 GB of cache, for Llama-3.1-405B
+# (126 layers, 8 key-value heads), for V3, and for V3 with FlashMLA's 656
+# bytes a token and layer? You should find 0, 4 and 7.
 #
-# ## 3.13 The Bill
+# ## 3.14 The Bill
 #
 # The line of this notebook has no hours and no dollars. A cache is the
 # price of *serving*, which comes in notebook 16. Here it is entered in

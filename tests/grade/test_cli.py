@@ -64,8 +64,8 @@ def test_gradebook_and_pages(save, solved, student, tmp_path, graded, capsys):
     deadline.write_text("2001-01-01 12:00")
     assert run(tmp_path, "--seed", "7", "--deadline", str(deadline)) == 0
     rows = table(tmp_path)
-    assert rows["ada"]["total"] == "5"
-    assert rows["ada"]["max"] == "5"
+    assert rows["ada"]["total"] == "6"
+    assert rows["ada"]["max"] == "6"
     assert rows["ada"]["mla-compress"] == "1"
     assert rows["'=eve"]["total"] == "0"  # and no spreadsheet takes the name for a formula
     assert rows["ada"]["late"].startswith("late by ")
@@ -126,7 +126,7 @@ def test_a_dying_grader_is_its_own_error_and_nobody_elses(
     write_class(save, solved, student, "BOOM", "KILL", "FAULT")
     assert run(tmp_path, "--jobs", "2") == 1
     rows = table(tmp_path)
-    assert rows["ada"]["total"] == "5"
+    assert rows["ada"]["total"] == "6"
     told = {"boom": "status 3", "kill": "signal 9", "fault": "the disk is full"}
     for name, word in told.items():
         assert word in rows[name]["needs a human"]
@@ -208,7 +208,7 @@ def test_file_names_differ_on_every_file_system():
 
 def test_self_tells_the_public_story(save, solved, student, tmp_path, capsys):
     assert cli.main(["grade", "--self", str(save(solved, "mine.ipynb"))]) == 0
-    assert "public checks: 22 of 22 points" in capsys.readouterr().out
+    assert "public checks: 25 of 25 points" in capsys.readouterr().out
     wrong = next(c for c in student["cells"] if c.get("id") == "answer-mla-choose")
     wrong["source"] = "# EXERCISE mla-choose\ndef count_macs(*a):\n    return helper(a)\n"
     student["cells"].insert(2, {"cell_type": "code", "source": "def helper(a):\n    return 1, 2\n"})
@@ -228,7 +228,7 @@ def test_real_grades_end_to_end(save, solved, student, tmp_path):
     out = str(tmp_path / "out")
     cli.main(["grade", "03", str(tmp_path / "in"), "--out", out, "--jobs", "1", *trust])
     rows = table(tmp_path)
-    assert rows["ada"]["total"] == rows["ada"]["max"] == "22"
+    assert rows["ada"]["total"] == rows["ada"]["max"] == "25"
     assert rows["'=eve"]["total"] == "0"
     assert rows["ada"]["needs a human"] == rows["'=eve"]["needs a human"] == ""
     page = (tmp_path / "out" / "feedback" / "ada.html").read_text()

@@ -59,7 +59,7 @@ def test_mutants_lose_points_and_hear_why(grader, exercise, answer):
 
 def test_solved_notebook_gets_full_marks_and_a_mutant_loses_only_its_own(grader, pristine, solved):
     whole = grader.submission(merge(pristine, solved), seed=4)
-    assert whole.points == whole.max_points == 22
+    assert whole.points == whole.max_points == 25
     exercise = get("mla-choose")
     for cell in solved["cells"]:
         if cell.get("id") == "answer-mla-choose":

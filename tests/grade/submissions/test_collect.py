@@ -11,7 +11,7 @@ from minids3.grade.submissions.deadlines import Deadlines
 from minids3.grade.submissions.reading import Unreadable, load, parse
 
 NAME = "03_latent_attention"
-IDS = ["mla-compress", "mla-naive", "mla-cache-size", "mla-absorb", "mla-choose"]
+IDS = ["mla-compress", "mla-naive", "mla-cache-size", "mla-absorb", "mla-choose", "mla-intensity"]
 
 
 def found(folder):

@@ -8,7 +8,7 @@ import pytest
 from minids3.grade.submissions.merge import merge
 from minids3.grade.submissions.pristine import Pristine
 
-IDS = ["mla-compress", "mla-naive", "mla-cache-size", "mla-absorb", "mla-choose"]
+IDS = ["mla-compress", "mla-naive", "mla-cache-size", "mla-absorb", "mla-choose", "mla-intensity"]
 
 
 def code(source, **fields):
@@ -45,11 +45,11 @@ def statuses(answers):
 def test_solved_and_student_notebook(pristine, solved, student):
     answers = merge(pristine, solved)
     assert [p.id for p in answers.programs] == IDS
-    assert statuses(answers) == ["answered"] * 5
+    assert statuses(answers) == ["answered"] * len(IDS)
     assert {p.found_by for p in answers.programs} == {"grade_id"}
     assert all(p.problems == () for p in answers.programs)
     assert all(callable(run(p)) for p in answers.programs)
-    assert statuses(merge(pristine, student)) == ["stub"] * 5
+    assert statuses(merge(pristine, student)) == ["stub"] * len(IDS)
 
 
 def test_programs_leave_out_the_long_runs(pristine, solved):
@@ -125,7 +125,7 @@ def test_every_form_gives_the_same_answers(pristine, solved, change):
     change(changed)
     after = merge(pristine, changed)
     assert [p.answer for p in after.programs] == [p.answer for p in before.programs]
-    assert statuses(after) == ["answered"] * 5
+    assert statuses(after) == ["answered"] * len(IDS)
     assert [p.code for p in after.programs] == [p.code for p in before.programs]
 
 
@@ -135,7 +135,7 @@ def test_without_any_mark_the_function_is_found_by_its_name(pristine, solved):
         if text(c).startswith("# EXERCISE"):
             c["source"] = text(c).split("\n", 1)[1]
     answers = merge(pristine, solved)
-    assert statuses(answers) == ["answered"] * 5
+    assert statuses(answers) == ["answered"] * len(IDS)
     assert {p.found_by for p in answers.programs} == {"name"}
 
 
@@ -143,7 +143,7 @@ def test_a_deleted_cell_is_missing_and_an_emptied_one_a_stub(pristine, solved):
     cell(solved, "answer-mla-naive")["source"] = "# EXERCISE mla-naive\n"
     del solved["cells"][place(solved, "answer-mla-compress")]
     answers = merge(pristine, solved)
-    assert statuses(answers) == ["missing", "stub", "answered", "answered", "answered"]
+    assert statuses(answers) == ["missing", "stub", *["answered"] * (len(IDS) - 2)]
     # The instructor's own stub stands where nothing was answered.
     merged = [text(c) for c in answers.merged["cells"] if c.get("id") == "answer-mla-compress"]
     assert "NotImplementedError" in merged[0]
@@ -277,7 +277,7 @@ def test_broken_python_is_an_answer_that_fails_alone(pristine, solved):
     cell(solved, "answer-mla-choose")["source"] = "# EXERCISE mla-choose\ndef count_macs(:\n"
     solved["cells"].insert(2, code("this is not python (", id="mine"))
     answers = merge(pristine, solved)
-    assert statuses(answers) == ["answered"] * 5
+    assert statuses(answers) == ["answered"] * len(IDS)
     assert "not Python" in answers["mla-choose"].problems[0]
     assert all(callable(run(p)) for p in answers.programs[:4])
 
@@ -351,7 +351,7 @@ def test_malformed_cells_are_passed_over(pristine, solved):
     odd = [None, 3, {}, {"cell_type": "code"}, {"cell_type": "code", "source": 5}, code([1, "x"])]
     odd += [{**code("pass"), "metadata": None, "id": 7}, {**code("1"), "metadata": {"nbgrader": 1}}]
     solved["cells"][2:2] = odd
-    assert statuses(merge(pristine, solved)) == ["answered"] * 5
+    assert statuses(merge(pristine, solved)) == ["answered"] * len(IDS)
 
 
 def test_a_forged_notebook_keeps_no_points_or_checks(pristine, solved):
@@ -366,6 +366,6 @@ def test_a_forged_notebook_keeps_no_points_or_checks(pristine, solved):
 def test_public_notebook_is_short(pristine, solved):
     cells = merge(pristine, solved).public["cells"]
     kinds = [c["id"].split("-")[0] for c in cells]
-    assert kinds.count("answer") == kinds.count("check") == 5
+    assert kinds.count("answer") == kinds.count("check") == len(IDS)
     assert kinds[0] == "setup"
-    assert len(cells) <= 14
+    assert len(cells) <= 16

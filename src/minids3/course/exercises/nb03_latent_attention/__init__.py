@@ -14,6 +14,7 @@ from minids3.course.exercises.nb03_latent_attention import (
     cache_size,
     absorb,
     choose,
+    intensity,
 )
 
-__all__ = ["absorb", "cache_size", "choose", "compress", "naive"]
+__all__ = ["absorb", "cache_size", "choose", "compress", "intensity", "naive"]
