@@ -11,7 +11,7 @@
 # > accepted. What accepting costs depends on the model: with experts, nearly
 # > nothing in a batch of hundreds, and most of the gain in a batch of one.
 #
-# **Takes** about 70 minutes to work through, 40 of them for the exercises;
+# **Takes** about 80 minutes to work through, 47 of them for the exercises;
 # 'Run all' about three minutes on one CPU core. **Needs** notebook 02 (the
 # decoder, the loss). **Afterwards** you can build the multi-token prediction
 # (MTP) module of DeepSeek-V3, draw from memory which position sees which
@@ -787,10 +787,35 @@ viz.show(fig, alt="Acceptance by domain, MTP and blind: " + "; ".join(
 # what the main model would have said next, the step has made two tokens.
 # Otherwise the draft is thrown away and the step has made one.
 #
-# A mid-tone box is an accepted draft: that token needed no step of its own. A
-# dark box is a token whose draft was rejected, so that it took a step of its
-# own. Pale boxes are the tokens that every step makes anyway. **Predict**
-# where dark boxes will be.
+# So far we asked at *every* position whether a draft would agree. A decoder
+# does not stop at every position: after an accepted draft it is already past
+# the next one, and the draft from there is never made.
+
+# %% [markdown]
+# EXERCISE text
+# ### Exercise: step by step through a text
+#
+# Write `token_fates` for a text of n tokens. `agreed` is a list of n − 1
+# bools: `agreed[j]` says whether a draft for token j+1, made along with token
+# j, is what the main model chooses there. Each step makes one token with the
+# main model and a draft for the next. If it agrees, that next token is
+# `"accepted"`, the step has made both, and the step after it begins beyond
+# them. If not, the next step makes that token itself: it is `"rejected"`. All
+# other tokens are `"own"`, the first among them. Return the n words. For
+# `[True, True, False, False, True]`: own, accepted, own, rejected, rejected,
+# accepted, which is six tokens in four steps.
+
+# %%
+# EXERCISE mtp-fates
+
+# %%
+# CHECK mtp-fates
+
+# %% [markdown]
+# In the texts below a mid-tone box is an accepted draft: that token needed no
+# step of its own. A dark box is a token whose draft was rejected, so that it
+# took a step of its own. Pale boxes are the tokens that the main model made
+# without a draft for them. **Predict** where dark boxes will be.
 
 # %%
 from IPython.display import display
@@ -805,33 +830,31 @@ SHADE = {"own": 0.0, "accepted": 0.35, "rejected": 1.0}
 
 @torch.no_grad()
 def draft_along(model, start, n=80):
-    """Greedy text after start [T], and how each of its tokens came."""
+    """Greedy text after start [T], and which of its drafts agree."""
     text = generate_ids(model, start[None], n, eos_id=tok.eos_id)[0]
     ends = (text[len(start):] == tok.eos_id).nonzero().flatten().tolist()
     if ends:
         text = text[:len(start) + ends[0] + 1]
     named = model.mtp_logits(text[None])[0][0].argmax(-1)
-    at, fate, steps, missed = len(start), [], 0, False
-    while at < len(text):
-        steps += 1
-        fate.append("rejected" if missed else "own")
-        more = at + 1 < len(text)  # position at - 1 drafts token at + 1
-        agreed = more and bool(named[at - 1] == text[at + 1])
-        if agreed:
-            fate.append("accepted")
-        missed = not agreed
-        at += 1 + agreed
-    return text[len(start):].tolist(), fate, steps
+    made = text[len(start):]  # position i names token i + 2
+    agreed = named[len(start) - 1:-1] == made[1:]
+    return made.tolist(), agreed.tolist()
+
+
+def steps_of(fates):
+    """An accepted draft came with the step of the token before it."""
+    return len(fates) - fates.count("accepted")
 
 
 for prompt in ("One morning, Mira the fox left a red lantern in the",
                "Add. Q: 47 + 28 = ?"):
     start = torch.tensor(tok.encode(prompt, bos=True))
-    text, fate, steps = draft_along(fast, start)
-    print(f"{prompt} ...\n{len(text)} tokens in {steps} steps, "
-          f"{len(text) / steps:.2f} tokens per step")
+    text, agreed = draft_along(fast, start)
+    fates = token_fates(agreed)
+    print(f"{prompt} ...\n{len(text)} tokens in {steps_of(fates)} steps, "
+          f"{len(text) / steps_of(fates):.2f} tokens per step")
     display(viz.token_strip(
-        names(text), [SHADE[f] for f in fate], high=1.0,
+        names(text), [SHADE[f] for f in fates], high=1.0,
         unit="(0 own, 0.35 draft accepted, 1 draft rejected)"))
 
 # %% [markdown]
@@ -840,21 +863,26 @@ for prompt in ("One morning, Mira the fox left a red lantern in the",
 #
 # Two texts are an anecdote. So take the beginnings of ten unseen documents
 # of each domain, twelve tokens long, and let the model go on from there.
-# Beside the tokens per step is 1 + p, with p as measured above on text that
-# the model did *not* write.
+# Beside the tokens per step are two values of 1 + p: with p over *all*
+# positions of these very texts, and with p as measured above, on text that
+# the model did not write. **Predict:** is 1 + p from all positions the tokens
+# per step, or are the positions that a decoder stops at easier, or harder?
 
 # %%
 tally = {}
+print(f"{'':12}tokens  steps  per step   1 + p here   1 + p given text")
 for domain in DOMAINS:
-    count = dict.fromkeys(SHADE, 0)
-    steps = 0
+    fates, everywhere, steps = [], [], 0
     for n in range(10):
         start = valid_split.only(domain).document(n).long()[:12]
-        _, fate, taken = draft_along(fast, start)
-        steps += taken
-        for kind in fate:
-            count[kind] += 1
-    tally[domain] = (count, steps)
+        _, agreed = draft_along(fast, start)
+        one = token_fates(agreed)
+        fates, everywhere = fates + one, everywhere + agreed
+        steps += steps_of(one)
+    tally[domain] = ({kind: fates.count(kind) for kind in SHADE}, steps)
+    print(f"{domain:12}{len(fates):6}{steps:7}{len(fates) / steps:10.2f}"
+          f"{1 + sum(everywhere) / len(everywhere):13.2f}"
+          f"{1 + by_domain['MTP'][domain]:19.2f}")
 
 # %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(8, 2.6))
@@ -870,15 +898,13 @@ for row, (domain, (count, steps)) in enumerate(tally.items()):
         ax.barh(row, part, 0.6, left=left, color=viz.COLORS[role],
                 label=name if row == 0 else None)
         left += part
-    given = 1 + by_domain["MTP"][domain]
-    ax.annotate(f"{total} in {steps} steps: {total / steps:.2f}\n"
-                f"on given text 1 + p = {given:.2f}", (100, row), (6, 0),
+    ax.annotate(f"{total / steps:.2f} tokens\nper step", (100, row), (6, 0),
                 textcoords="offset points", va="center", fontsize=8)
-    words.append(f"{domain} {total / steps:.2f} (1 + p = {given:.2f})")
+    words.append(f"{domain} {total / steps:.2f}")
 ax.set_yticks(range(4), tally)
 ax.invert_yaxis()
 ax.set_xlabel("tokens of ten greedy texts, by how they came (%)")
-ax.set_xlim(0, 140)
+ax.set_xlim(0, 118)
 ax.set_xticks(range(0, 101, 20))
 ax.legend(loc="upper center", bbox_to_anchor=(0.4, 1.28), ncols=3)
 ax.grid(visible=False)
@@ -886,9 +912,11 @@ viz.show(fig, alt="Tokens per step in greedy texts: " + ", ".join(words)
          + ".")
 
 # %% [markdown]
-# In our run *stories* came out above 1 + p and *facts* below it, the latter
-# from few tokens. An acceptance belongs to a text; without saying
-# which one, the number says little.
+# Two things lie between these columns. The last one is about another text: in
+# our run *stories* came out above it and *facts* below it, the latter from few
+# tokens. And the column before it counts positions at which a decoder makes
+# no draft, those of accepted tokens. An acceptance belongs to a text and to
+# the positions that were asked; without saying which, the number says little.
 #
 # All this is a count, not yet a faster decoder. Our cell knew the whole text
 # beforehand. A decoder has to check its draft in the same pass that makes the

@@ -11,6 +11,7 @@ from minids3.infer.acceptance import (
     acceptance_by_domain,
     draft_agreement,
     second_token_acceptance,
+    token_fates,
     tokens_per_step,
 )
 from minids3.model import Transformer
@@ -104,6 +105,10 @@ def test_a_decoder_with_drafts_proposes_at_fewer_positions():
             visited.append(bool(everywhere[at]))
             at += 2 if visited[-1] else 1
         assert accepted[: len(visited)] == visited
+        fates = token_fates(everywhere.tolist())
+        assert len(fates) == len(everywhere) + 1
+        drafted = [fate == "accepted" for fate in fates if fate != "own"]
+        assert drafted == visited
         rate = second_token_acceptance(model, text, start=3)
         differ += abs(rate - sum(visited) / len(visited)) > 0.02
     assert differ > 0
@@ -121,6 +126,13 @@ def test_by_domain_weighs_tokens_and_changes_nothing():
     assert got["facts"] == pytest.approx(agreed.float().mean().item())
     with pytest.raises(ValueError, match="documents=0"):
         acceptance_by_domain(model, split, documents=0)
+
+
+def test_fates_of_tokens():
+    assert token_fates([]) == ["own"]
+    by_hand = ["own", "accepted", "own", "rejected", "rejected", "accepted"]
+    assert token_fates([True, True, False, False, True]) == by_hand
+    assert token_fates([True, False] * 2) == ["own", "accepted"] * 2 + ["own"]
 
 
 @pytest.mark.parametrize(("p", "depth", "tokens"), [(0.85, 1, 1.85), (0, 1, 1), (0.5, 3, 1.875)])

@@ -22,6 +22,7 @@ __all__ = [
     "acceptance_by_domain",
     "draft_agreement",
     "second_token_acceptance",
+    "token_fates",
     "tokens_per_step",
 ]
 
@@ -71,6 +72,29 @@ def acceptance_by_domain(
         ]
         found[domain] = torch.cat(agreed).float().mean().item()
     return found
+
+
+def token_fates(agreed: Sequence[bool]) -> list[str]:
+    """How each token of a greedy text came, if drafts are used.
+
+    A step makes one token with the main model and drafts the next. An accepted draft is a second
+    token of the same step, and no draft is made along with it; after a rejected one the next step
+    makes that token itself.
+
+    Args:
+        agreed: n - 1 entries for a text of n tokens; entry j says whether a draft for token j + 1,
+            made along with token j, is what the main model chooses there.
+
+    Returns:
+        For each of the n tokens "accepted" (an accepted draft), "rejected" (the main model's, after
+        its draft was rejected) or "own" (the main model's, with no draft for it). The steps are
+        those that are not accepted.
+    """
+    fates = ["own"]
+    for hit in agreed:
+        drafted = fates[-1] != "accepted"
+        fates.append(("accepted" if hit else "rejected") if drafted else "own")
+    return fates
 
 
 def tokens_per_step(acceptance: float, depth: int = 1) -> float:

@@ -1,4 +1,5 @@
-"""Exercises of notebook 06: shifting, the module's input, the weighted loss, acceptance.
+"""Exercises of notebook 06: shifting, the module's input, the weighted loss,
+acceptance, drafts in a running text.
 
 The imports stand in the reader's order, which is the order exercises are listed in.
 """
@@ -12,6 +13,7 @@ from minids3.course.exercises.nb06_multi_token_prediction import (
     module_input,
     loss,
     accept,
+    fates,
 )
 
-__all__ = ["accept", "loss", "module_input", "shift"]
+__all__ = ["accept", "fates", "loss", "module_input", "shift"]
