@@ -70,7 +70,7 @@ def links_of(name: str, address: str) -> str:
 def notebook(path: Path, pages: set[str], address: str) -> dict[str, Any]:
     """A solved notebook as the site shows it."""
     book = json.loads(path.read_text(encoding="utf-8"))
-    badge = re.compile(r"\[Open in Colab\]\([^)]*\)")
+    badge = re.compile(r"\[Open in Colab\]\([^)]*\)(?: · \[[^]]*\]\([^)]*\))?")
     linked = False
     for cell in book["cells"]:
         source = "".join(cell["source"])

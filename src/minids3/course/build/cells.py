@@ -18,7 +18,7 @@ from typing import Any
 from minids3.course.hints import source_of
 from minids3.course.names import names_of
 from minids3.course.registry import Exercise, exercises, get
-from minids3.course.repository import address
+from minids3.course.repository import address, pages
 
 __all__ = ["METADATA", "BuildError", "Source", "stub_of", "student"]
 
@@ -109,7 +109,9 @@ def _defined(code: str) -> set[str]:
 def _badge(name: str) -> str:
     repository = address().removeprefix("https://github.com/")
     link = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}.ipynb"
-    return f"[Open in Colab]({link})"  # words: an image would be fetched whenever it is opened
+    read = f"{pages(address())}{name}.html"  # GitHub's preview leaves figures out
+    # Words: an image would be fetched whenever the notebook is opened.
+    return f"[Open in Colab]({link}) · [Read it solved, with all figures]({read})"
 
 
 def _effort(exercise: Exercise) -> str:
