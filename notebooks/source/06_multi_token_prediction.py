@@ -912,11 +912,12 @@ viz.show(fig, alt="Tokens per step in greedy texts: " + ", ".join(words)
          + ".")
 
 # %% [markdown]
-# Two things lie between these columns. The last one is about another text: in
-# our run *stories* came out above it and *facts* below it, the latter from few
-# tokens. And the column before it counts positions at which a decoder makes
-# no draft, those of accepted tokens. An acceptance belongs to a text and to
-# the positions that were asked; without saying which, the number says little.
+# Two things lie between these columns. The last one is about another text:
+# in our run *stories* came out above it and *facts* below it, the latter from
+# few tokens. And the column before it counts positions at which a decoder
+# makes no draft, those of accepted tokens. An acceptance belongs to a text
+# and to the positions that were asked; without saying which, the number says
+# little.
 #
 # All this is a count, not yet a faster decoder. Our cell knew the whole text
 # beforehand. A decoder has to check its draft in the same pass that makes the
