@@ -55,13 +55,13 @@ def test_rows_go_where_the_engine_puts_them():
     got, made, left = store_rows(pages, tables, lengths, rows, counts, free)
     assert (made, left) == ([[3, 1], [7, 2], [9, 4]], [5])
     pieces = [Piece([0] * n, s, t) for n, s, t in zip(counts, lengths, made, strict=True)]
-    batch = Pass(pieces, 4, torch.device("cpu"))
+    batch = Pass.of(pieces, 4, torch.device("cpu"))
     memory = torch.zeros(10, 4, 3)
     order = torch.cat([torch.arange(9)[sum(counts[:i]) :][:n] for i, n in enumerate(counts)])
     given = torch.empty(9, 3)
     for i, place in enumerate(batch.order):
         given[place] = rows[order][sum(counts[:i]) :][: counts[i]]
-    batch.store(memory, given)
+    batch.store(memory.flatten(0, 1), given)
     assert torch.equal(memory, got)
 
 
