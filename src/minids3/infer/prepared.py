@@ -268,30 +268,15 @@ class _Dense:
 
 
 class _Router:
-    """What ``Gate`` decides, by the same operations, without its care for autocast."""
+    """What ``Gate`` decides, without the call of a module and its care for autocast."""
 
     def __init__(self, gate: Gate) -> None:
-        self.weight, self.bias, self.top_k = gate.weight, gate.expert_bias, gate.top_k
-        self.n_group, self.topk_group = gate.n_group, gate.topk_group
-        self.sigmoid = gate.scoring_func == "sigmoid"
-        self.normalize, self.scale = gate.normalize, gate.route_scale
+        self.weight, self.decide = gate.weight, gate.decide
 
     def __call__(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and indices ``[N, K]`` of the experts that ``h [N, D]`` goes to."""
-        logits = F.linear(h, self.weight)
-        scores = logits.sigmoid() if self.sigmoid else logits.softmax(-1)
-        choice = scores + self.bias
-        if self.topk_group < self.n_group:
-            groups = choice.unflatten(-1, (self.n_group, -1))
-            best = groups.topk(min(2, groups.shape[-1]), -1).values.sum(-1)
-            out = torch.ones_like(best, dtype=torch.bool)
-            out.scatter_(-1, best.topk(self.topk_group, -1).indices, False)
-            choice = groups.masked_fill(out[..., None], -torch.inf).flatten(-2)
-        indices = choice.topk(self.top_k, -1).indices
-        weights = scores.gather(-1, indices)
-        if self.normalize:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return weights * self.scale, indices
+        routing = self.decide(F.linear(h, self.weight))
+        return routing.weights, routing.indices
 
 
 class _Mixture:

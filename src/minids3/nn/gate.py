@@ -59,6 +59,10 @@ class Gate(ExactBuffers):
         """Route ``x [..., D]``: K experts and weights for each vector."""
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.float(), self.weight.float())
+        return self.decide(logits)
+
+    def decide(self, logits: Tensor) -> Routing:
+        """Route vectors by their ``logits [..., E]``, which are to be fp32."""
         scores = logits.sigmoid() if self.scoring_func == "sigmoid" else logits.softmax(-1)
         indices = self.choose(scores)
         weights = scores.gather(-1, indices)
