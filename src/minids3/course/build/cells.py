@@ -109,7 +109,7 @@ def _defined(code: str) -> set[str]:
 def _badge(name: str) -> str:
     repository = address().removeprefix("https://github.com/")
     link = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}.ipynb"
-    read = f"{pages(address())}{name}.html"  # GitHub's preview leaves figures out
+    read = f"{pages(address())}{name}.html"  # GitHub's preview may leave figures out
     # Words: an image would be fetched whenever the notebook is opened.
     return f"[Open in Colab]({link}) · [Read it solved, with all figures]({read})"
 
