@@ -1,9 +1,12 @@
 """Models for other programs: what transformers makes of the folder, what a GGUF file holds."""
 
+import json
+
 import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minids3.config import ConfigError, get_config
@@ -60,6 +63,23 @@ def test_transformers_reads_model_and_tokenizer(saved):
         eos_token_id=None,
     )
     assert torch.equal(got, generate_ids(model, ids, 8))
+
+
+def test_the_release_s_format_keeps_the_notes(saved, tmp_path, capsys):
+    model, _ = saved
+    save_model(model, tmp_path / "m", {"tokens": 12})
+    arguments = ["export", str(tmp_path / "m"), "--dtype", "fp8", "--to"]
+    assert command.main([*arguments, "hf", "--out", str(tmp_path / "hf")]) == 0
+    assert json.loads((tmp_path / "hf" / "about.json").read_text()) == {"tokens": 12}
+    found, _ = find_model(str(tmp_path / "hf"))
+    kinds = {name: t.dtype for name, t in load_file(tmp_path / "hf/model.safetensors").items()}
+    assert kinds["model.layers.0.mlp.down_proj.weight"] is torch.float8_e4m3fn
+    assert kinds["model.layers.0.mlp.down_proj.weight_scale_inv"] is torch.float32
+    assert kinds["model.embed_tokens.weight"] is torch.bfloat16
+    for name, tensor in found.state_dict().items():
+        torch.testing.assert_close(tensor, model.state_dict()[name].float(), rtol=0.07, atol=0.002)
+    assert command.main([*arguments, "gguf"]) == 2
+    assert "--dtype fp8 is for hf" in capsys.readouterr().err
 
 
 def test_a_gguf_file_holds_the_model(saved):

@@ -23,7 +23,11 @@ def short(monkeypatch, tmp_path):
 
 def one_line(capsys):
     told = capsys.readouterr().err
-    lines = [line for line in told.splitlines() if "step/s" not in line and line.strip()]
+    lines = [
+        line
+        for line in told.splitlines()
+        if "/step" not in line and "step/s" not in line and line.strip()
+    ]
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     return lines[0]

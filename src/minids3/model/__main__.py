@@ -6,6 +6,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,12 @@ from minids3.model.transformer import Transformer
 
 __all__ = ["export", "main"]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.float8_e4m3fn,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,12 +43,17 @@ def _main(argv: list[str]) -> int:
     add("--dtype", choices=DTYPES, default="fp32", help="of the matrices (default: fp32)")
     args = parser.parse_args(argv)
     if args.to == "gguf":
+        if args.dtype == "fp8":
+            raise ValueError("--dtype fp8 is for hf: a GGUF file is written in fp32 or fp16")
         demand("gguf", "exporting to GGUF", "'minids3[export]'")
         if args.dtype == "bf16":
             raise ValueError("--dtype bf16 is for hf: a GGUF file is written in fp32 or fp16")
     model, folder = find_model(args.model)
     out = args.out or Path(folder.name + ("-hf" if args.to == "hf" else ".gguf"))
-    print(f"written to {export(model, load_tokenizer(), out, args.to, DTYPES[args.dtype])}")
+    notes = folder / "about.json"
+    about = json.loads(notes.read_text("utf-8")) if notes.exists() else None
+    dtype = DTYPES[args.dtype]
+    print(f"written to {export(model, load_tokenizer(), out, args.to, dtype, about)}")
     return 0
 
 
@@ -52,6 +63,7 @@ def export(
     out: Path,
     to: str,
     dtype: torch.dtype = torch.float32,
+    about: dict[str, Any] | None = None,
 ) -> Path:
     """Write ``model`` to ``out``, as a folder for transformers or as a GGUF file; returns ``out``.
 
@@ -60,7 +72,9 @@ def export(
         tokenizer: goes along if its vocabulary is the model's.
         out: folder (``"hf"``) or file (``"gguf"``).
         to: which.
-        dtype: of the matrices.
+        dtype: of the matrices. FP8 (E4M3, for a folder) with a scale per block of 128 x 128, as
+            the release, whose embeddings, norms and gates are BF16.
+        about: JSON notes that go into the folder.
 
     Raises:
         ConfigError: the format has no way to say something that this model needs.
@@ -70,7 +84,8 @@ def export(
         tokenizer = None
     if to == "gguf":
         return save_gguf(model, out, tokenizer, dtype)
-    save_hf(model, out, dtype)
+    fp8 = dtype is torch.float8_e4m3fn
+    save_hf(model, out, torch.bfloat16 if fp8 else dtype, fp8, about=about)
     if tokenizer is not None:
         bos, eos, pad = (
             SPECIALS[i] for i in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)

@@ -43,7 +43,14 @@ from minids3.train.balance import update_expert_biases
 from minids3.train.checkpoint import CheckpointError, latest_checkpoint, prepare_folder
 from minids3.train.interrupts import Interrupts
 from minids3.train.log import StepLog
-from minids3.train.recipes import build_trainer, describe_run, require_writable, set_aside
+from minids3.train.recipes import (
+    build_trainer,
+    describe_run,
+    first_stage,
+    recipe_settings,
+    require_writable,
+    set_aside,
+)
 from minids3.train.settings import Position, TrainConfig
 from minids3.train.trainer import Sums, Trainer
 
@@ -390,11 +397,16 @@ def train_parallel(
     def make(*args: Any, **options: Any) -> ParallelTrainer:
         return ParallelTrainer(*args, layout=layout, schedule=schedule, wire=wire, **options)
 
-    trainer = build_trainer(name, work_dir, device, kind=make, **changes)
+    recipe_settings(name, **changes)  # refuses what no run can have, before one is set aside
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if not resume and not restarted and dist.get_rank() == 0:
         set_aside(work_dir)
-    found = newest(work_dir)
+    found, weights = newest(work_dir), None
+    if found is None:
+        options = {"pp": pp, "dp": dp, "ep": ep, "schedule": schedule, "device": device}
+        options |= {"fp8_dispatch": fp8_dispatch, "resume": resume}
+        weights = first_stage(name, work_dir, train_parallel, **options, **changes)
+    trainer = build_trainer(name, work_dir, device, kind=make, weights=weights, **changes)
     if found is not None:
         trainer.resume(found)
         if trainer.speaks and restarted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
@@ -16,7 +17,7 @@ import torch
 from minids3.config import get_config
 from minids3.data import PackedBatches, entropy_floor, load_split, load_tokenizer
 from minids3.data.fresh import FreshBatches, stream_validation
-from minids3.model import Transformer, save_model
+from minids3.model import Transformer, load_model, save_model
 from minids3.train.checkpoint import CheckpointError, latest_checkpoint
 from minids3.train.evaluation import Batches
 from minids3.train.schedule import Schedule
@@ -28,10 +29,14 @@ __all__ = [
     "Recipe",
     "build_trainer",
     "describe_run",
+    "first_stage",
+    "recipe_settings",
     "require_writable",
     "set_aside",
     "train_recipe",
 ]
+
+FIRST_STAGE = "first_stage"  # a folder in that of a run of two stages
 
 
 @dataclass(frozen=True)
@@ -39,19 +44,25 @@ class Recipe:
     """A preset, how to train it, and what it is for.
 
     ``train`` gives the settings of a run of so many tokens; without a number, of the usual length.
+    With ``start``, the name of another recipe, a run is the second of two stages: it goes on from
+    the weights of that one, with a fresh optimizer and a schedule of its own.
     """
 
     preset: str
     train: Callable[[int | None], TrainConfig]
     purpose: str
     fresh: bool = True  # endless fresh documents, or the shipped shards
+    start: str | None = None
 
 
-def _like_v3(usual_tokens: int, lr: float, **settings: Any) -> Callable[[int | None], TrainConfig]:
+def _like_v3(
+    usual_tokens: int, lr: float, warmup: int, **settings: Any
+) -> Callable[[int | None], TrainConfig]:
     """V3's schedules in small (TR section 4.2), for a run of any length.
 
-    Warm-up, a plateau up to two thirds, a cosine to a tenth, then a tenth and a thirtieth. Where
-    the cosine begins, the weight of the MTP loss falls to a third; where it ends, biases rest.
+    Warm-up of so many tokens (a tenth of a short run), a plateau up to two thirds, a cosine to a
+    tenth, then a tenth and a thirtieth. Where the cosine begins, the weight of the MTP loss falls
+    to a third; where it ends, biases rest.
     """
 
     def settings_for(tokens: int | None) -> TrainConfig:
@@ -59,7 +70,7 @@ def _like_v3(usual_tokens: int, lr: float, **settings: Any) -> Callable[[int | N
         begin, end = 0.67 * total, 0.96 * total
         rates = Schedule(
             (
-                (0.01 * total, lr, "linear"),
+                (min(warmup, 0.1 * total), lr, "linear"),
                 (begin, lr, "constant"),
                 (end, 0.1 * lr, "cosine"),
                 (0.99 * total, 0.1 * lr, "constant"),
@@ -95,25 +106,30 @@ def _dense(tokens: int | None) -> TrainConfig:
     )
 
 
+# A long stage at a high rate and, on other text, one at a rate at which MLA learns to look back.
+_base = _like_v3(
+    18_000_000, 3e-3, 240_000, batch_size=8, seq_len=256, ema=0.999, eval_every=500, save_every=500
+)
+_chat = _like_v3(
+    6_000_000, 1e-3, 60_000, batch_size=8, seq_len=256, ema=0.999, eval_every=500, save_every=500,
+    seed=1,
+)  # fmt: skip
+
 RECIPES: dict[str, Recipe] = {
     "mini_chat": Recipe(
         "mini_chat",
-        _like_v3(
-            24_000_000,
-            3e-3,
-            batch_size=8,
-            seq_len=256,
-            ema=0.999,
-            eval_every=500,
-            save_every=500,
-        ),
-        "the small DeepSeek-V3 that ships with the workbook; about six hours of one CPU core",
+        _chat,
+        "the small DeepSeek-V3 that ships with the workbook; its two stages take five hours of one "
+        "CPU core",
+        start="mini_chat_base",
     ),
+    "mini_chat_base": Recipe("mini_chat", _base, "the first stage of mini_chat"),
     "mini": Recipe(
         "mini",
         _like_v3(
             8_000_000,
             3e-3,
+            80_000,
             batch_size=16,
             seq_len=128,
             ema=0.998,
@@ -146,11 +162,57 @@ def _data(recipe: Recipe, cfg: TrainConfig) -> tuple[Batches, PackedBatches, flo
     return source, held_out, entropy_floor(valid)
 
 
+def recipe_settings(
+    name: str, steps: int | None = None, tokens: int | None = None, **changes: Any
+) -> TrainConfig:
+    """The settings of a recipe with changes; errors and arguments as of ``build_trainer``."""
+    recipe = RECIPES[name]
+    usual = recipe.train(None)
+    if steps is not None:
+        usual.replace(steps=steps)  # refuses what is no number of steps
+        tokens = steps * usual.batch_rows(0) * usual.seq_len
+    return (usual if tokens is None else recipe.train(tokens)).replace(**changes)
+
+
+def first_stage(
+    name: str, work_dir: Path, train: Callable[..., Path], **options: Any
+) -> Path | None:
+    """Train what a recipe starts from, or go on with that; nothing to do if its run has begun.
+
+    A run that is shorter than usual has a first stage that is shorter in proportion.
+
+    Args:
+        name: a key of ``RECIPES``.
+        work_dir: of the recipe's own run; the first stage's is in it.
+        train: ``train_recipe``, or what takes the same arguments.
+        options: for ``train``.
+
+    Returns:
+        The folder of its model; None for a recipe without a first stage, or later in its run.
+
+    Raises:
+        As ``train``.
+    """
+    start = RECIPES[name].start
+    if start is None or latest_checkpoint(work_dir) is not None:
+        return None
+    length = {key: options.pop(key) for key in ("steps", "tokens") if key in options}
+    if length:
+        steps = recipe_settings(name, **length).total_steps()
+        share = steps / RECIPES[name].train(None).total_steps()
+        options["steps"] = max(1, round(share * RECIPES[start].train(None).total_steps()))
+    if "seed" in options:
+        options["seed"] ^= 1  # other text than the second stage's
+    folder = work_dir / FIRST_STAGE
+    return train(start, folder, folder, **options)
+
+
 def build_trainer(
     name: str,
     work_dir: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     kind: Callable[..., Trainer] = Trainer,
+    weights: Path | None = None,
     **changes: Any,
 ) -> Trainer:
     """The trainer of a recipe, ready to ``fit``.
@@ -160,6 +222,7 @@ def build_trainer(
         work_dir: where checkpoints and the log go.
         device: where to train.
         kind: what makes the trainer.
+        weights: folder of a model to go on from; without it, from random numbers.
         changes: settings that differ from the recipe's. ``tokens`` or ``steps`` change its length,
             and its schedules with it.
 
@@ -167,16 +230,12 @@ def build_trainer(
         KeyError: there is no such recipe.
         TypeError, ValueError: there is no such setting, or a value that no run can have.
     """
-    recipe = RECIPES[name]
-    steps, tokens = changes.pop("steps", None), changes.pop("tokens", None)
-    usual = recipe.train(None)
-    if steps is not None:
-        usual.replace(steps=steps)  # refuses what is no number of steps
-        tokens = steps * usual.batch_rows(0) * usual.seq_len
-    cfg = (usual if tokens is None else recipe.train(tokens)).replace(**changes)
+    recipe, cfg = RECIPES[name], recipe_settings(name, **changes)
     source, valid, floor = _data(recipe, cfg)
     torch.manual_seed(cfg.seed)
     model = Transformer(get_config(recipe.preset)).to(device)
+    if weights is not None:
+        model.load_state_dict(load_model(weights, device).state_dict())
     return kind(model, cfg, source, valid, out_dir=work_dir, floor=floor)
 
 
@@ -211,9 +270,12 @@ def train_recipe(
     """
     out, work_dir = Path(out), Path(work_dir)
     require_writable(out)
-    trainer = build_trainer(name, work_dir, device, **changes)
+    recipe_settings(name, **changes)  # refuses what no run can have, before one is set aside
     if not resume:
         set_aside(work_dir)
+    options = {"resume": resume, "device": device}
+    weights = first_stage(name, work_dir, train_recipe, **options, **changes)
+    trainer = build_trainer(name, work_dir, device, weights=weights, **changes)
     checkpoint = latest_checkpoint(work_dir)
     if checkpoint is not None:
         trainer.resume(checkpoint)
@@ -228,7 +290,7 @@ def train_recipe(
 def describe_run(name: str, trainer: Trainer, seconds: float, begun: int) -> dict[str, Any]:
     """Notes on a run that is complete: its last sitting took ``seconds``, from ``begun`` tokens."""
     history = trainer.history
-    return {
+    about = {
         "command": f"python -m minids3.train {name}",
         "purpose": RECIPES[name].purpose,
         "preset": RECIPES[name].preset,
@@ -244,6 +306,10 @@ def describe_run(name: str, trainer: Trainer, seconds: float, begun: int) -> dic
         },
         "torch": torch.__version__,
     }
+    earlier = Path(trainer.out_dir or ".") / FIRST_STAGE / "about.json"
+    if RECIPES[name].start is not None and earlier.exists():
+        about["first_stage"] = json.loads(earlier.read_text("utf-8"))
+    return about
 
 
 def set_aside(work_dir: Path) -> None:

@@ -32,7 +32,7 @@ def test_bundle(tmp_path):
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
     text = (out / "README.md").read_text()
     assert "minids3 grade --self 03_latent_attention.ipynb" in text
-    assert "**25**" in text  # 22 points of notebook 03, 3 of notebook 00
+    assert "**28**" in text  # 25 points of notebook 03, 3 of notebook 00
     first = (tmp_path / "week3.zip").read_bytes()
     release(["03", "00_start_here"], out, pack=True)  # again, over itself
     assert (tmp_path / "week3.zip").read_bytes() == first
