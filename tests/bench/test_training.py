@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from minids3.bench import training
-from minids3.bench.training import MODEL, PLAN, SEEDS, VARIANTS, main, model_config, thin
+from minids3.bench.training import (
+    MODEL,
+    PLAN,
+    SEEDS,
+    VARIANTS,
+    joined,
+    main,
+    model_config,
+    thin,
+)
 from minids3.sim import flops
 from minids3.viz.training import dashboard
 
@@ -131,6 +140,28 @@ def test_pauses_between_sittings_do_not_count():
     times = [*range(10), *range(5000, 5010)]
     steps = [entry(n + 1, time=float(t)) for n, t in enumerate(times)]
     assert thin(steps)["seconds"] == 19
+
+
+def test_the_stages_of_a_run_make_one_record(tmp_path):
+    first = [entry(n, loss=2.0) for n in range(1, 101)]
+    start = {"kind": "evaluation", "run": "y", "step": 0, "tokens": 0, "loss": 3.0, "floor": 0.4}
+    second = [start, *(entry(n, loss=1.0) for n in range(1, 51))]
+    whole = joined([first, second])
+    assert [e["step"] for e in whole] == list(range(1, 151))
+    assert [e["tokens"] for e in whole] == [100 * n for n in range(1, 151)]
+    assert joined([second])[0] == start
+    for logs in ([], [first, [start]]):
+        with pytest.raises(ValueError, match="no step yet|no log"):
+            joined(logs)
+    paths = []
+    for name, log in (("a", first), ("b", second)):
+        paths.append(tmp_path / name)
+        paths[-1].write_text("".join(json.dumps(e) + "\n" for e in log))
+    assert main([*map(str, paths), "--json", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["stages"] == [100, 50]
+    assert (found["total_steps"], found["tokens"]) == (150, 15_000)
+    assert found["steps"][-1]["loss"] == 1.0
 
 
 def test_no_step_no_record(tmp_path, capsys):

@@ -6,8 +6,9 @@ differ in one thing each from ``bf16``, or from each other. Every finished run i
 ``data/bench/training.json``, and the command goes on from there if the settings are the same. About
 fifteen minutes on one CPU core.
 
-``python -m minids3.bench.training LOG`` makes the record of a long run from its ``log.jsonl``: some
-hundred points of every curve, and all events of the loss.
+``python -m minids3.bench.training LOG ...`` makes the record of a long run from its ``log.jsonl``,
+or from those of its stages one after the other: some hundred points of every curve, and all events
+of the loss.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ __all__ = [
     "TOKENS",
     "VARIANTS",
     "data",
+    "joined",
     "model_config",
     "run",
     "text_fingerprint",
@@ -268,6 +270,31 @@ def thin(entries: list[dict[str, Any]], points: int = 300) -> dict[str, Any]:
     }
 
 
+def joined(logs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The logs of a run's stages as that of one run: steps and tokens are counted on.
+
+    What a later stage measured before its first step is left out: it is the model that the stage
+    before it ended with.
+
+    Raises:
+        ValueError: there is no log, or one holds no step.
+    """
+    entries: list[dict[str, Any]] = []
+    step = tokens = 0
+    for log in logs:
+        for entry in log:
+            if not step or entry["step"] > 0:
+                place = {"step": entry["step"] + step, "tokens": entry["tokens"] + tokens}
+                entries.append(entry | place)
+        last = next((e for e in reversed(entries) if e["kind"] == "step"), None)
+        if last is None or last["step"] == step:
+            raise ValueError("the log holds no step yet: wait for the run's first")
+        step, tokens = last["step"], last["tokens"]
+    if not entries:
+        raise ValueError("no log was given")
+    return entries
+
+
 def _seconds(steps: list[dict[str, Any]]) -> float:
     """How long the steps took: a gap ten times the usual one is a pause between two sittings."""
     times = [e["time"] for e in steps if "time" in e]
@@ -298,7 +325,9 @@ def _merged(stretch: list[dict[str, Any]]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Make the record of a long run; returns the exit status."""
     parser = Parser(prog="python -m minids3.bench.training", description=__doc__)
-    parser.add_argument("log", type=Path, help="log.jsonl of the run")
+    parser.add_argument(
+        "log", type=Path, nargs="+", help="log.jsonl of the run, or of each of its stages"
+    )
     parser.add_argument("--json", type=Path, help="default: data/bench/mini_chat.json")
     args = parser.parse_args(argv)
     return run_command(_recorder(args))
@@ -307,11 +336,12 @@ def main(argv: list[str] | None = None) -> int:
 def _recorder(args: argparse.Namespace) -> Callable[[], int]:
     def make() -> int:
         path = args.json or record_path("mini_chat")
-        entries = read_log(args.log)
+        logs = [read_log(path) for path in args.log]
         report = {
             "command": "python -m minids3.train mini_chat, then python -m minids3.bench.training",
             "about": environment("cpu"),
-            **thin(entries),
+            "stages": [thin(log, 1)["total_steps"] for log in logs],
+            **thin(joined(logs)),
         }
         record(report, path)
         print(f"{report['total_steps']} steps, {len(report['events'])} events: {path}")
