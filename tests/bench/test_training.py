@@ -151,7 +151,7 @@ def test_the_stages_of_a_run_make_one_record(tmp_path):
     assert [e["tokens"] for e in whole] == [100 * n for n in range(1, 151)]
     assert joined([second])[0] == start
     for logs in ([], [first, [start]]):
-        with pytest.raises(ValueError, match="no step yet|no log"):
+        with pytest.raises(ValueError, match=r"no step yet|no log"):
             joined(logs)
     paths = []
     for name, log in (("a", first), ("b", second)):
