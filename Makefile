@@ -19,7 +19,8 @@ PIP := $(BIN)/python -m pip install -q -c constraints.txt
 
 # Threads wait without spinning, in every kernel: see src/minids3/__init__.py.
 lab: $(VENV)/.lab
-	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(BIN)/jupyter lab --notebook-dir=notebooks $(LAB_ARGS) notebooks/00_start_here.ipynb
+	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(BIN)/jupyter lab --notebook-dir=notebooks \
+		--LabApp.default_url=/lab/tree/00_start_here.ipynb $(LAB_ARGS)
 
 test: lint unit drift notebooks
 

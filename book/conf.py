@@ -30,6 +30,7 @@ nb_render_markdown_format = "commonmark"
 suppress_warnings = ["mystnb.unknown_mime_type", "myst.header", "misc.highlighting_failure"]
 
 html_theme = "sphinx_book_theme"
+html_context = {"default_mode": "auto"}  # without it the theme complains on the console
 html_theme_options = {
     "repository_url": _address,
     "use_repository_button": True,

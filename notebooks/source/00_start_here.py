@@ -3,9 +3,10 @@
 #
 # {{badge}}
 #
-# > **Claim.** A model of 1.4 million numbers, small enough to train on a
-# > laptop while you make tea, writes whole documents that a strict grammar
-# > accepts. The same network before training does not manage one.
+# > **Claim.** A model with every idea of DeepSeek-V3 in it, small enough to
+# > train on one core of a laptop in an evening, writes whole documents that
+# > a strict grammar accepts. The same network before training does not
+# > manage one.
 #
 # **Takes** about 40 minutes; 'Run all' under a minute on one CPU core, no GPU
 # needed. **Needs** Python, and a memory of what a matrix product is.
@@ -30,8 +31,9 @@
 # ## 0.0 Two strangers: a trained model and an untrained one
 #
 # The next cell loads two models. Same architecture, same number of weights,
-# same dictionary of 2,048 tokens. One of them has read 1.6 million tokens.
-# The other was born a moment ago.
+# same dictionary of 2,048 tokens. One of them has read 24 million tokens:
+# it is a small DeepSeek-V3, with all the parts that you will build. The
+# other was born a moment ago.
 #
 # Both are handed the first line of a story.
 #
@@ -44,7 +46,7 @@ from minids3.infer import generate, stream_to_cell
 from minids3.model import Transformer, load_shipped
 
 tokenizer = load_tokenizer()
-trained = load_shipped("dense_chat").eval()
+trained = load_shipped("mini_chat").eval()
 torch.manual_seed(0)
 untrained = Transformer(trained.config).eval()
 
@@ -74,26 +76,30 @@ weights = trained.num_parameters()
 print(f"layers {config.num_hidden_layers}, width {config.hidden_size}, "
       f"heads {config.num_attention_heads}, "
       f"dictionary {config.vocab_size} tokens")
+print(f"experts {config.n_routed_experts} in a layer, of which "
+      f"{config.num_experts_per_tok} work on any one token")
 v3 = parameters.total_parameters(get_config("v3_671b"))
 print(f"{weights:,} weights: DeepSeek-V3 has "
       f"{v3 / weights:,.0f} times as many")
 
 # %% [markdown]
-# ## 0.1 Four kinds of document
+# ## 0.1 Five kinds of document
 #
 # We made its library ourselves, so that later we can measure things no real
-# corpus allows. There are four **domains**, and you recognise each by its
+# corpus allows. There are five **domains**, and you recognise each by its
 # first words: stories with things that move, arithmetic with worked steps,
-# small Python functions with tests, and questions about an invented country.
+# small Python functions with tests, questions about an invented country, and
+# notes: numbers to be remembered and said again.
 #
-# The same four openings for both models, temperature 0.7:
+# The same five openings for both models, temperature 0.7:
 
 # %%
 OPENINGS = {
     "stories": "Last summer, Otto the fox left a silver lantern",
     "arithmetic": "Add. Q: 49 + 34 = ?\n",
-    "code": "def count_above(numbers):\n",
+    "code": "def count_above(numbers):",
     "facts": "Ask: Which river runs through Velmora?\n",
+    "notes": "Notes\n2 things\nThe green clock has 114.\n",
 }
 
 
@@ -116,9 +122,9 @@ viz.text_table(["domain", "you write", "untrained goes on",
 # others.
 #
 # And nobody told it about carries, towns or indentation. It was shown texts
-# and asked, more than a million times, one thing only: **which token comes
-# next?** Everything in these twenty notebooks serves that one question, asked
-# of a model half a million times larger.
+# and asked, 24 million times, one thing only: **which token comes next?**
+# Everything in these twenty notebooks serves that one question, asked of a
+# model ninety thousand times larger.
 #
 # ## 0.2 The claims of the article
 #
@@ -310,19 +316,19 @@ progress("00")
 # Twice the floor? Ten times?
 
 # %%
-from minids3.data import DOMAINS, load_split
+from minids3.data.corpora import ALL_DOMAINS
+from minids3.data.fresh import stream_validation
 
-train, valid = load_split("train"), load_split("validation")
+# 900 documents that were kept out of training, and 900 to count tokens in
+valid, _ = stream_validation(tokenizer)
+others, _ = stream_validation(tokenizer, seed=1)
 
 
 def documents(split, domain, n):
     """Ids and exact surprisal (nats) of a domain's first n documents."""
-    ends = torch.cat([split.doc_starts[1:],
-                      torch.tensor([len(split.tokens)])])
-    chosen = split.domain_ids == DOMAINS.index(domain)
-    chosen = chosen.nonzero()[:n, 0]
-    ids = [split.tokens[split.doc_starts[i]:ends[i]].long() for i in chosen]
-    return ids, split.bits[chosen].sum().item() * math.log(2)
+    chosen = split.only(domain)
+    ids = [chosen.document(i).long() for i in range(n)]
+    return ids, chosen.bits[:n].sum().item() * math.log(2)
 
 
 @torch.inference_mode()
@@ -337,12 +343,12 @@ def surprise(model, docs):
     return nats.view_as(targets)
 
 
-counts = torch.bincount(train.tokens.long(),
+counts = torch.bincount(others.tokens.long(),
                         minlength=tokenizer.vocab_size) + 1.0
 cost_of_token = -(counts / counts.sum()).log()
 
 loss = {}  # loss[who][domain], nats per token
-for domain in DOMAINS:
+for domain in ALL_DOMAINS:
     docs, exact = documents(valid, domain, 40)
     tokens = sum(len(d) - 1 for d in docs)
     totals = {
@@ -355,38 +361,38 @@ for domain in DOMAINS:
     for who, total in totals.items():
         loss.setdefault(who, {})[domain] = total / tokens
 
-print(f"{'nats per token':<14}", *(f"{d:>11}" for d in DOMAINS))
+print(f"{'nats per token':<14}", *(f"{d:>11}" for d in ALL_DOMAINS))
 for who, by_domain in loss.items():
-    print(f"{who:<14}", *(f"{by_domain[d]:11.3f}" for d in DOMAINS))
+    print(f"{who:<14}", *(f"{by_domain[d]:11.3f}" for d in ALL_DOMAINS))
 way = {d: (loss["untrained"][d] - loss["trained"][d])
-       / (loss["untrained"][d] - loss["floor"][d]) for d in DOMAINS}
-print(f"{'way to floor':<14}", *(f"{way[d]:11.1%}" for d in DOMAINS))
-times = {d: loss["trained"][d] / loss["floor"][d] for d in DOMAINS}
-print(f"{'times floor':<14}", *(f"{times[d]:11.2f}" for d in DOMAINS))
+       / (loss["untrained"][d] - loss["floor"][d]) for d in ALL_DOMAINS}
+print(f"{'way to floor':<14}", *(f"{way[d]:11.1%}" for d in ALL_DOMAINS))
+times = {d: loss["trained"][d] / loss["floor"][d] for d in ALL_DOMAINS}
+print(f"{'times floor':<14}", *(f"{times[d]:11.2f}" for d in ALL_DOMAINS))
 
 # %% tags=["fold"]
-fig, ax = plt.subplots(figsize=(7.4, 3.7))
+fig, ax = plt.subplots(figsize=(8.2, 3.7))
 looks = {"untrained": viz.COLORS["control"],
          "token counts": viz.COLORS["baseline"],
          "trained": viz.COLORS["ours"], "floor": viz.COLORS["floor"]}
 for k, (who, by_domain) in enumerate(loss.items()):
-    places = np.arange(len(DOMAINS)) + 0.21 * (k - 1.5)
-    heights = [by_domain[d] for d in DOMAINS]
+    places = np.arange(len(ALL_DOMAINS)) + 0.21 * (k - 1.5)
+    heights = [by_domain[d] for d in ALL_DOMAINS]
     ax.bar(places, heights, width=0.19, color=looks[who], label=who)
     for x, y in zip(places, heights):
         ax.text(x, y + 0.08, f"{y:.2f}", ha="center", fontsize=7.5)
 top = math.log(tokenizer.vocab_size)
 ax.axhline(top, color=viz.COLORS["muted"], linewidth=1, linestyle="--",
            label=f"ln {tokenizer.vocab_size} = {top:.2f}")
-ax.set_xticks(range(len(DOMAINS)), DOMAINS)
-ax.set(ylabel="loss (nats per token)", ylim=(0, 9.6), xlim=(-0.55, 3.65),
+ax.set_xticks(range(len(ALL_DOMAINS)), ALL_DOMAINS)
+ax.set(ylabel="loss (nats per token)", ylim=(0, 9.6), xlim=(-0.55, 4.65),
        title="Most of the way down, and not yet at the floor")
 ax.grid(axis="x", visible=False)
 ax.legend(ncols=5, fontsize=8, loc="upper left")
 words = "; ".join(
     f"{d}: untrained {loss['untrained'][d]:.2f}, token counts "
     f"{loss['token counts'][d]:.2f}, trained {loss['trained'][d]:.2f}, "
-    f"floor {loss['floor'][d]:.2f}" for d in DOMAINS)
+    f"floor {loss['floor'][d]:.2f}" for d in ALL_DOMAINS)
 viz.show(fig, alt=f"Loss in nats per token on 40 validation documents of "
          f"each domain. {words}.")
 
@@ -439,7 +445,7 @@ from minids3.infer import generate_ids
 
 def accepted(text):
     """The domain whose grammar can produce `text`, or None."""
-    for domain in DOMAINS:
+    for domain in ALL_DOMAINS:
         try:
             corpora.score(domain, text)
             return domain
@@ -448,7 +454,7 @@ def accepted(text):
     return None
 
 
-def write_documents(model, n=32, limit=130, seed=0):
+def write_documents(model, n=32, limit=250, seed=0):
     """n texts that the model writes from the start token alone."""
     start = torch.full((n, 1), tokenizer.bos_id)
     ids = generate_ids(model, start, limit, temperature=1.0, seed=seed,
@@ -465,7 +471,7 @@ verdicts = {name: [accepted(text) for text in write_documents(model)]
             for name, model in (("untrained", untrained),
                                 ("trained", trained))}
 for name, found in verdicts.items():
-    each = ", ".join(f"{d} {found.count(d)}" for d in DOMAINS)
+    each = ", ".join(f"{d} {found.count(d)}" for d in ALL_DOMAINS)
     print(f"{name:<10} {sum(v is not None for v in found):>2} of "
           f"{len(found)} accepted   ({each})")
 
@@ -483,7 +489,7 @@ for name, found in verdicts.items():
 #
 # ## 0.5 Play
 #
-# Talk to it yourself. It knows four kinds of document and nothing else, so
+# Talk to it yourself. It knows five kinds of document and nothing else, so
 # open in one of those styles and see what it makes of the rest. Here is the
 # same opening at four **temperatures**, for readers without a live kernel:
 

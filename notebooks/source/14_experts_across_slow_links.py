@@ -546,7 +546,7 @@ for ax, marks in ((axes[0], {"achieved": IB}),
                   (axes[1], {"H800": H800_LINK, "H100": H100_LINK})):
     for i, (name, at) in enumerate(marks.items()):
         ax.axvline(at / 1e9, color=viz.COLORS["muted"], ls=":", lw=1)
-        ax.annotate(name, (at / 1e9, 96), (3, 0), fontsize=8,
+        ax.annotate(name, (at / 1e9, 4), (3, 0), fontsize=8,
                     textcoords="offset points")
 trace = comm.PUBLISHED_TRACE
 axes[0].plot(33, 1e3 * trace.wall / 4, "D", color=viz.COLORS["published"],

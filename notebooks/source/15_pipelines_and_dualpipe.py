@@ -818,4 +818,5 @@ bill.show(upto="15")
 # - Insights into DeepSeek-V3, arXiv 2505.09343v2: table 4 (the step).
 # - Repositories deepseek-ai/DualPipe and deepseek-ai/profile-data.
 #
-# **Next:** 16 · Serving: the trained model meets its users.
+# **Next:** [16 · Serving](16_serving.ipynb): the trained model meets its
+# users.

@@ -12,7 +12,7 @@ class Watched:
         self.page = page
         self.errors, self.foreign = [], []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("console", lambda m: m.type == "error" and self.errors.append(m.text))
+        page.on("console", self.hear)
         page.on(
             "request",
             lambda r: (
@@ -21,9 +21,13 @@ class Watched:
             ),
         )
 
+    def hear(self, message):
+        if message.type == "error":
+            self.errors.append(f"{message.text} ({message.location.get('url')})")
+
     def clean(self):
-        assert self.errors == []
-        assert self.foreign == []
+        assert self.errors == [], self.errors
+        assert self.foreign == [], self.foreign
 
 
 def serious(page, within):

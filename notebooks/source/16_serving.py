@@ -1110,5 +1110,5 @@ bill.show(upto="16")
 # - Insights into DeepSeek-V3, arXiv 2505.09343v2: section 2 (a decode step's
 #   bound).
 #
-# **Next:** notebook 17, speculative decoding (planned): two tokens for one
-# read.
+# **Next:** [17 · Speculative decoding](17_speculative_decoding.ipynb): two
+# tokens for one read.

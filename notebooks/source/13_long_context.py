@@ -767,5 +767,6 @@ bill.show(upto="13")
 # - Hsieh et al. 2024, *RULER*, arXiv 2404.06654: section 3.
 # - Su et al. 2021, *RoFormer*, arXiv 2104.09864: section 3.2 (RoPE).
 #
-# **Next:** notebook 14, experts across slow links (planned), where 671
-# billion parameters do not fit into one machine.
+# **Next:** [14 · Experts across slow
+# links](14_experts_across_slow_links.ipynb), where 671 billion parameters do
+# not fit into one machine.
