@@ -241,9 +241,11 @@ def check_merge_splits(c):
         )
         c.close(got[1], scores.logsumexp(-1), label="and the lse")
     with c.part():
+        # lse near 400 is known to 1.5e-5, so a weight to so much of itself, and sums may cancel.
+        atol = 1e-4 * rows.abs().max().item()
         for shift, name in ((400.0, "large"), (-400.0, "small")):
             got = c.call(out, lse + shift, returns=2)
-            c.close(got[0], scores.softmax(-1) @ rows, label=f"very {name} sums", rtol=1e-3)
+            c.close(got[0], scores.softmax(-1) @ rows, label=f"very {name} sums", atol=atol)
             c.close(got[1], scores.logsumexp(-1) + shift, label=f"and their lse, very {name}")
     with c.part():
         first = c.call(out[:, :2], lse[:, :2], returns=2)
