@@ -321,11 +321,11 @@ worst = min((x - right).abs().max() for x in list(ways.values())[1:])
 print("both mistakes change logits by more than 0.1:", bool(worst > 0.1))
 
 # %% [markdown]
-# Nothing crashes. Hardly one of the best tokens changes, and the loss is as
-# good as the same, although the model has read three words that nobody
-# wrote, or rows that are no words at all: with texts as easy as ours no
-# demonstration shows it, and no evaluation. A comparison of *logits* does,
-# at once. They are wrong by whole units.
+# Nothing crashes. Few of the best tokens change, and the loss hardly moves,
+# although the model has read three words that nobody wrote, or rows that are
+# no words at all: with texts as easy as ours a demonstration does not show
+# it, and an evaluation only by a hair. A comparison of *logits* does, at
+# once. They are wrong by whole units.
 #
 # ## 16.4 One text, many multiprocessors
 #
@@ -519,8 +519,8 @@ viz.show(fig, dpi=88, alt="Two log-log plots against the number of "
 #
 # The same with our models and one core of this machine, whatever it is: the
 # engine of `minids3.infer` decodes B texts at once, with `mini_chat` and
-# with the dense model of notebook 12. The roofline is measured, too: one
-# matrix as large as all weights, times one column (reading) and times 256
+# with the dense model that ships beside it. The roofline is measured, too:
+# one matrix as large as all weights, times one column (reading) and times 256
 # (multiplying). **Predict** how many times as many tokens a second 64
 # texts get as one.
 
@@ -677,7 +677,7 @@ for name in ("static", "continuous"):
     last = max(s.stop for s in served[name])
     total = sum(map(len, written[name].values()))
     print(f"{name:11} {last:4} steps, {total / last:.1f} tokens a step; "
-          f"wait for the first token: mean {sum(waits) / 40:.0f} steps, "
+          f"first token after {sum(waits) / 40:.0f} steps in the mean, "
           f"nine of ten within {waits[35]}; {seconds:.1f} s")
 
 # %% tags=["fold"]
@@ -1038,11 +1038,12 @@ def what_if(dollars=2.0, texts_per_gpu=88, context=4989, reached=47,
             f"longest part: {step.bound}")
 
 
-for change in ({}, {"dollars": 2.95}, {"texts_per_gpu": 8},
-               {"context": 32_000, "texts_per_gpu": 16},
-               {"weights": "bf16"}, {"weights": "bf16", "gpus": 320},
-               {"reached": 100}):
-    print(f"{change or 'as that day'}: {what_if(**change)}")
+CHANGES = ({}, {"dollars": 2.95}, {"texts_per_gpu": 8},
+           {"context": 32_000, "texts_per_gpu": 16}, {"weights": "bf16"},
+           {"weights": "bf16", "gpus": 320}, {"reached": 100})
+viz.text_table(["changed", "what comes of it"], [
+    [", ".join(f"{k} {v}" for k, v in change.items()) or "as that day",
+     what_if(**change)] for change in CHANGES])
 
 # %% tags=["nbval-ignore-output"]
 viz.play(what_if, alt="Dollars of a million output tokens",

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from minids3.bench import fp8
+from minids3.bench.records import recorded
 from minids3.config import get_config
+from minids3.data import entropy_floor, load_split
 from minids3.model import Transformer
 from minids3.nn import to_float8
 from minids3.ref.quant import WEIGHT_BLOCK, dequantize_ref, quantize_ref
@@ -29,6 +31,10 @@ def test_gaps_are_paired_by_seed():
     assert fp8.gaps(runs, "fp8") == pytest.approx([0.0, 0.5])
     assert fp8.gaps(runs, "no scales") == []
     assert fp8.gaps([], "fp8") == []
+
+
+def test_the_record_is_of_the_text_of_today():
+    assert recorded("fp8")["floor"] == pytest.approx(entropy_floor(load_split("validation")))
 
 
 def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minids3.bench import training
+from minids3.bench.records import recorded
 from minids3.bench.training import (
     MODEL,
     PLAN,
@@ -16,6 +17,7 @@ from minids3.bench.training import (
     model_config,
     thin,
 )
+from minids3.data import data_dir
 from minids3.sim import flops
 from minids3.viz.training import dashboard
 
@@ -92,6 +94,27 @@ def test_an_interrupted_table_goes_on(tmp_path, monkeypatch):
     calls.clear()
     training.run()
     assert len(calls) == len(SEEDS) * len(VARIANTS)
+
+
+def test_the_record_is_of_the_text_and_the_plan_of_today():
+    """Else notebook 12 compares its own run with runs of something else."""
+    found = recorded("training")
+    assert found["settings"]["text"] == training.text_fingerprint()
+    assert found["settings"]["model"] == json.loads(json.dumps(MODEL))
+    assert found["settings"]["plan"] == json.loads(json.dumps(PLAN.flat()))
+    assert found["floor"] == pytest.approx(training.data()[2], abs=1e-9)
+    done = {(r["variant"], r["seed"]) for r in found["runs"]}
+    assert done == {(variant, seed) for variant in VARIANTS for seed in SEEDS}
+
+
+def test_the_record_of_the_long_run_is_of_the_shipped_model():
+    found = recorded("mini_chat")
+    about = json.loads((data_dir() / "checkpoints/mini_chat/about.json").read_text())
+    assert found["stages"] == [about["first_stage"]["steps"], about["steps"]]
+    assert found["tokens"] == about["first_stage"]["tokens"] + about["tokens"]
+    last = found["evaluations"][-1]
+    assert last["loss"] == pytest.approx(about["validation_loss_nats"], abs=1e-4)
+    assert last["floor"] == pytest.approx(about["entropy_floor_nats"], abs=1e-4)
 
 
 def test_the_fingerprint_follows_the_text(monkeypatch):

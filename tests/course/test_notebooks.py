@@ -47,3 +47,16 @@ def test_lines_are_short(source):
         shown = line.removeprefix("# ")  # what a markdown line is in the notebook
         short = len(shown) <= 76 or "http" in line or line.startswith("# |")
         assert short, f"line {number} of {source.path.name}: {len(shown)} characters"
+
+
+MEANT = ("halves of the input swapped, same result: False",)  # what the reader is to see
+
+
+@each
+def test_what_a_notebook_says_of_itself_came_true(source):
+    """Its claims are printed as true or false: one that came false is to be seen by the builder."""
+    for cell in nbformat.read(source.solved_path, as_version=4).cells:
+        if "nbval-check-output" in cell.metadata.get("tags", []):
+            for out in cell.get("outputs", []):
+                for line in out.get("text", "").splitlines():
+                    assert not line.endswith(" False") or line in MEANT, line
