@@ -31,16 +31,22 @@ class TextTable:
         wide = 88 // max(len(self.head), 2)
         head = "".join(f'<th style="{left}">{html.escape(h)}</th>' for h in self.head)
         body = ""
+        longest = [max(map(_width, column)) for column in zip(*self.rows, strict=True)]
+        wraps = ["pre" if width <= 16 else "pre-wrap" for width in longest]  # no word is cut in two
         for row in self.rows:
             cells = "".join(
-                f'<td style="{left};max-width:{wide}em"><pre style="white-space:pre-wrap;margin:0;'
+                f'<td style="{left};max-width:{wide}em"><pre style="white-space:{wrap};margin:0;'
                 "font-family:monospace;word-break:normal;overflow-wrap:anywhere;background:none;padding:0;"
                 'font-size:.92em">'
                 f"{html.escape(cell)}</pre></td>"
-                for cell in row
+                for cell, wrap in zip(row, wraps, strict=True)
             )
             body += f"<tr>{cells}</tr>"
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _width(cell: str) -> int:
+    return max((len(line) for line in cell.splitlines()), default=0)
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> TextTable:
