@@ -4,12 +4,13 @@
 # {{badge}}
 #
 # > **Claim.** A model that was trained on 256 positions breaks down before
-# > it has read 700: its loss is **more than four times** what it was, and a
+# > it has read 700: its loss is **more than eight times** what it was, and a
 # > number that stood once in the text is not found again. YaRN, which slows
 # > down some rotations and leaves the others alone, mends most of the loss
-# > without a single step of training. Two short stages of 24 steps in all
-# > take it to 2,048 positions, and it reads short texts as well as before.
-# > Every rotation slowed down alike ruins the model from its first token.
+# > without a single step of training, and finds numbers in texts of
+# > **2,000** tokens. Two short stages of 24 steps lower the loss further;
+# > the whole costs short texts **less than 0.1 nats**. Every rotation slowed
+# > down alike ruins the model from its first token.
 #
 # **Takes** about 90 minutes to work through, 53 of them for the exercises;
 # 'Run all' about 5 minutes on two CPU cores. **Needs** notebooks 02 (RoPE)
@@ -406,8 +407,8 @@ with torch.no_grad():
 # - what is reported is where the needle **is**, in tokens;
 # - other needles are there as **distractors**;
 # - a question without a needle must score at **chance**;
-# - inside the trained length the score must be near 100 %, or the test
-#   measures something else.
+# - inside the trained length the score must be high, or the test measures
+#   something else. It is the line that longer texts are held against.
 
 # %% [markdown]
 # EXERCISE text
@@ -480,6 +481,14 @@ for n, (right, lucky, count) in found_by_length(before).items():
 viz.show(needle_maps(untrained, dict.fromkeys(untrained, SHORT)), dpi=88,
          alt="Share of needles found, length of the text against place of "
          "the needle, without training: " + in_words(untrained))
+
+# %% [markdown]
+# Without a change, the model finds most numbers as long as the text is no
+# longer than those it was trained on (not all: looking back is what a model
+# this small learns last), and none beyond. All frequencies divided alike:
+# none anywhere. And YaRN finds hardly fewer in 2,000 tokens than in 250,
+# **before a single step of training**. What the model has learned about
+# looking back it can still use, once the angles are those it knows.
 
 # %% [markdown]
 # ## 13.5 Two stages
@@ -562,8 +571,8 @@ print("last 512 positions: YaRN without a step divides the loss by more "
       (places["no change"][-4:].mean() > 2.5 * end["YaRN, no step"]).item())
 print("both stages together lower it further:",
       (end["after stage 2"] < end["YaRN, no step"]).item())
-print("short texts, within 0.05 nats of before:",
-      abs(loss_after - loss_before) < 0.05)
+print("short texts, within 0.1 nats of before:",
+      abs(loss_after - loss_before) < 0.1)
 
 # %% [markdown]
 # And the needles: before, between, after. Texts above the line are longer
@@ -595,12 +604,14 @@ viz.show(needle_maps(maps, {"before": SHORT, "after stage 1": 1024,
 from minids3.bench.records import recorded
 
 record = recorded("long_context")
-print("found, in texts of              500   1,000   2,000   short loss")
+print(f"{'found, in texts of':34}{'500':>6}{'1,000':>8}{'2,000':>8}"
+      "   short loss")
 for one in record["outcomes"]:
     last = one["stages"][-1]
-    cells = "".join(f"{last['by_length'][n]['found']:8.0%}"
-                    for n in ("500", "1000", "2000"))
-    print(f"{one['variant'][:34]:34}{cells[6:]}   {last['short_loss']:.3f}")
+    print(f"{one['variant']:34}" + "".join(
+        f"{last['by_length'][n]['found']:{width}.0%}"
+        for n, width in (("500", 6), ("1000", 8), ("2000", 8)))
+        + f"{last['short_loss']:13.3f}")
 
 # %% tags=["fold"]
 variants = list(dict.fromkeys(o["variant"] for o in record["outcomes"]))
@@ -630,6 +641,17 @@ viz.show(fig, dpi=88, alt="Needles found against length of the text, after "
              f"{v} {sum(x) / len(x):.0%}" for v, x in end.items()) + ".")
 
 # %% [markdown]
+# Without YaRN the same steps on the same rows find next to nothing beyond
+# the trained length, and with all frequencies slowed down nothing at all.
+# The slowing down is what does it, and not the training.
+#
+# Look at the two bugs of 13.3, too: with the softmax factor dropped or moved
+# to the tables **as much is found** as without the bug, and the loss of
+# short texts is the same. One seed each, with YaRN's three as far apart as
+# that. So this test cannot see them, which may be why they were shipped; the
+# comparison of logits could, at once. The published betas, which slow down
+# nearly all pairs of our model, cost the short texts most.
+#
 # ## 13.7 What it cost the short texts
 #
 # YaRN as V3, Hugging Face and vLLM use it is **static**: a short text is
@@ -637,9 +659,16 @@ viz.show(fig, dpi=88, alt="Needles found against length of the text, after "
 
 # %%
 print(f"floor                  {entropy_floor(valid):.3f} nats per token")
-for name, loss in (("before", loss_before), ("after stage 1", loss_between),
+for name, loss in (("before", loss_before),
+                   ("YaRN, no step", evaluate(yarn, short_rows, 8)),
+                   ("after stage 1", loss_between),
                    ("after stage 2", loss_after)):
     print(f"{name:22} {loss:.3f}")
+
+# %% [markdown]
+# The slowed-down pairs cost a short text at once, and the steps win back a
+# good half of it. What is left is not all YaRN's: the table above has the
+# loss without a change after the same steps, and that rose as well.
 
 # %% [markdown]
 # ## 13.8 Play: whose ramp is it?
@@ -728,8 +757,9 @@ from minids3.sim import bill
 bill.show(upto="13")
 
 # %% [markdown]
-# **Claim 4 of the article** (trained for about 5.5 million dollars): the
-# extension is 4 % of it, \$0.238M at the assumed 2 dollars an hour.
+# **Claim 3 of the article, so far** (trained for about 5.5 million
+# dollars): the extension is 4 % of it, \$0.238M at the assumed 2 dollars an
+# hour.
 #
 # ## What became of it
 #

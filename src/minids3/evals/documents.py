@@ -20,7 +20,7 @@ from minids3.data.corpora.arithmetic import answer
 from minids3.infer import generate_ids
 from minids3.model import Transformer
 
-__all__ = ["grammatical", "grammatical_share", "sample_documents", "sums_right"]
+__all__ = ["domain_of", "grammatical", "grammatical_share", "sample_documents", "sums_right"]
 
 FIRST_WORDS = {
     "arithmetic": ("Add", "Subtract", "Multiply"),
