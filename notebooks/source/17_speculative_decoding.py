@@ -381,8 +381,8 @@ for name, rule in WRITERS.items():
     counted[name] = Counter(texts)
     found[name] = chi_square(counted[name], N)
     value, free, chance = found[name]
-    share = f"{sum(held) / sum(drafts):9.0%}" if any(drafts) else 8 * " " + "-"
-    print(f"{name:22}{share}{value:12.1f}{free:14}{chance:10.1e}")
+    share = f"{sum(held) / sum(drafts):.0%}" if any(drafts) else "-"
+    print(f"{name:22}{share:>9}{value:12.1f}{free:14}{chance:10.1e}")
 
 # %% tags=["fold"]
 top = sorted(EXACT, key=lambda t: -EXACT[t])[:24]
