@@ -401,9 +401,9 @@ for ax, name, role in ((axes[0], "accept_and_residual", "ours"),
     ax.legend(fontsize=8)
 axes[0].set_ylabel(f"how often in {N:,}")
 fig.tight_layout()
-viz.show(fig, dpi=88, alt="Counts of the 24 likeliest texts against what is "
-         "expected. Left, accept_and_residual: the bars scatter around "
-         "it. Right, accept everything: some bars are far off or missing. "
+viz.show(fig, dpi=88, alt="Counts of the 24 likeliest texts against "
+         "what is expected. Left, accept_and_residual: the bars scatter "
+         "around it. Right, accept everything: they are far above it. "
          f"p-values {found['accept_and_residual'][2]:.2f} and "
          f"{found['accept everything'][2]:.0e}.")
 
@@ -684,8 +684,8 @@ fig.tight_layout()
 gains = {k: np.mean([measured[d, 0]["seconds"] / measured[d, 0]["made"]
                      / (measured[d, k]["seconds"] / measured[d, k]["made"])
                      for d in DOMAINS]) for k in (1, 2)}
-viz.show(fig, dpi=88, alt="Tokens per step and speed by domain with no, one "
-         "and two drafts. Tokens per step: "
+viz.show(fig, dpi=88, alt="Tokens per step and speed by domain with no, "
+         "one and two drafts. Tokens per step: "
          + "; ".join(f"{d} " + ", ".join(f"{measured[d, k]['tokens']:.2f}"
                                          for k in (0, 1, 2))
                      for d in DOMAINS)
@@ -800,7 +800,7 @@ viz.show(fig, dpi=88, alt="Acceptance against temperature, on given texts: "
 for a in (0.85, 0.90):
     tokens, _ = step_worth([a], 0, 0)
     print(f"{a:.0%} accepted: {tokens:.2f} tokens per step; 1.8 times the "
-          f"speed leaves {tokens / 1.8 - 1:.1%} for the draft and its check")
+          f"speed leaves {tokens / 1.8 - 1:.1%} for draft and check")
 
 # %% [markdown]
 # Making the draft takes some 4 % of the multiplications. So a check that
@@ -917,8 +917,8 @@ curves = {"144 GPUs, links included": [gain(serving.V3_DECODE, b)
           "one GPU that holds it all": [gain(alone, b) for b in batches]}
 for b in (1, 16, 32, 64, 88, 128, 256):
     step = serving.decode_step(serving.V3_DECODE, b, 4989, 2, 1.85)
-    print(f"{b:4} sequences: {gain(serving.V3_DECODE, b):.2f} times; with a "
-          f"draft the step waits for {step.bound}")
+    print(f"{b:4} sequences: {gain(serving.V3_DECODE, b):.2f} times; with "
+          f"a draft the step waits for {step.bound}")
 
 # %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.6, 3.2))
