@@ -372,7 +372,7 @@ library = Transformer(base.config.replace(
     original_max_position_embeddings=SHORT, beta_fast=float(BETA_FAST),
     beta_slow=float(BETA_SLOW), mscale=1.0, mscale_all_dim=1.0))
 library.load_state_dict(base.state_dict())
-library.eval()
+library = library.eval()
 
 # %% tags=["nbval-check-output"]
 with torch.no_grad():
@@ -546,7 +546,7 @@ loss_after = evaluate(stage_2, short_rows, 8)
 # do for the positions beyond?
 
 # %% tags=["fold"]
-fig, ax = plt.subplots(figsize=(8, 3.2))
+fig, ax = plt.subplots(figsize=(9.8, 3.2))
 looks = (("muted", ":"), ("train", "s--"), ("ours", "o-"))
 for (name, losses), (role, mark) in zip(grown.items(), looks):
     ax.plot(middle, losses, mark, color=viz.COLORS[role], ms=4,
@@ -557,8 +557,9 @@ ax.plot(middle, worst, "x-", color=viz.COLORS["control"], ms=4, lw=1,
 for length in (SHORT, 1024):
     ax.axvline(length, color="0.5", lw=1, ls=":")
 ax.set(xlabel="position", ylabel="loss (nats per token)", ylim=(0, 1.3))
-ax.legend(fontsize=8, loc="lower right", title="mean over all positions",
-          title_fontsize=8)
+ax.legend(fontsize=8, title="mean over all positions", title_fontsize=8,
+          loc="upper left", bbox_to_anchor=(1, 1))
+fig.tight_layout()
 viz.show(fig, dpi=92, alt="Loss by position up to 2,048. Without a change "
          "it leaves the picture before position 600. Means over all "
          "positions: " + "; ".join(f"{name} {x.mean():.3f}"

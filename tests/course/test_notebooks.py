@@ -49,6 +49,16 @@ def test_lines_are_short(source):
         assert short, f"line {number} of {source.path.name}: {len(shown)} characters"
 
 
+@each
+def test_no_cell_ends_with_an_object_that_fills_the_page(source):
+    """Such as a whole model, because its last line was ``model.eval()``."""
+    for cell in nbformat.read(source.solved_path, as_version=4).cells:
+        for out in cell.get("outputs", []):
+            shown = out.get("data", {})
+            if out["output_type"] == "execute_result" and "text/html" not in shown:
+                assert shown.get("text/plain", "").count("\n") < 20, cell.source
+
+
 MEANT = ("halves of the input swapped, same result: False",)  # what the reader is to see
 
 
