@@ -130,6 +130,13 @@ def test_play_opens_at_the_defaults():
         viz.play(layer, experts=[8, 16])
 
 
+def test_a_text_table_breaks_no_short_column_and_sets_no_formula():
+    long = "six words that may be broken"
+    page = viz.text_table(["a", "b"], [["arithmetic", long], ["x", "$1 and $2"]])._repr_html_()
+    assert page.count("white-space:pre;") == page.count("white-space:pre-wrap;") == 2
+    assert "<span>$</span>1 and <span>$</span>2" in page
+
+
 def test_text_table_and_map():
     table = viz.text_table(["you", "it"], [["a <b>", "c\nd"]])
     assert "a &lt;b&gt;" in table._repr_html_()

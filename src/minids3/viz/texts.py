@@ -42,7 +42,8 @@ class TextTable:
                 for cell, wrap in zip(row, wraps, strict=True)
             )
             body += f"<tr>{cells}</tr>"
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        page = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return page.replace("$", "<span>$</span>")  # or MathJax reads two of them as a formula
 
 
 def _width(cell: str) -> int:
