@@ -294,7 +294,6 @@ def _yarn_masked(dim, theta, factor, original, beta_fast=32, beta_slow=1):
         ),
     ],
     alternatives=[
-        Alternative("library", _yarn_library),
         Alternative("loop", _yarn_loop),
         Alternative("masked", _yarn_masked),
     ],

@@ -302,7 +302,6 @@ def _haystack_greedy(head, lines, needles, depths, length):
         ),
     ],
     alternatives=[
-        Alternative("library", _haystack_library),
         Alternative("backwards", _haystack_backwards),
         Alternative("greedy", _haystack_greedy),
     ],

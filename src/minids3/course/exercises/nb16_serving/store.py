@@ -249,16 +249,16 @@ def _flat_slots(pages, tables, lengths, rows, counts, free):
 def check_store_rows(c):
     """Full pages, a spare page, no new rows, an empty text, and a memory that is full."""
     size, width = c.size(3, 5), c.size(2, 4)
-    # Of 5 texts: one that ends with its page, a full page, nothing new, a spare page, nothing yet.
-    lengths = [size + 1, 2 * size, size - 1, size - 1, 0]
-    counts = [size - 1, size + c.size(1, 2), 0, 2, 1]
+    # Of 4 texts: one that ends with its page, a full page, nothing new, a spare page.
+    lengths = [size + 1, 2 * size, size - 1, size - 1]
+    counts = [size - 1, size + c.size(1, 2), 0, 2]
     numbers = (c.rand(20).argsort() + 1).tolist()
-    tables = [numbers[:2], numbers[2:4], numbers[4:5], numbers[5:7], []]
+    tables = [numbers[:2], numbers[2:4], numbers[4:5], numbers[5:7]]
     free = numbers[7:13]
     pages, rows = c.randn(21, size, width), c.randn(sum(counts), width)
     got = c.call(
         pages, tables, lengths, rows, counts, free, returns=3,
-        label=f"runs on 5 texts, pages of {size} rows",
+        label=f"runs on 4 texts, pages of {size} rows",
     )  # fmt: skip
     want = _expected(pages, tables, lengths, rows, counts, free)
     with c.part():
@@ -269,12 +269,13 @@ def check_store_rows(c):
         c.equal(got[0], want[0], label="every row in its place, and nothing else touched")
     with c.part():
         n = c.size(7, 11)
-        pages, rows = c.randn(8, size, width), c.randn(n, width)
-        one = (pages, [[5]], [1], rows, [n], [3, 6, 1, 0, 4])
-        got = c.call(*one, returns=3)
-        want = _expected(*one)
-        c.equal(_lists(got[1]), want[1], label="a prompt over several pages: its table")
-        c.equal(got[0], want[0], label="and its rows")
+        pages, rows = c.randn(8, size, width), c.randn(n + 1, width)
+        two = (pages, [[5], []], [1, 0], rows, [n, 1], [3, 6, 1, 0, 4])
+        got = c.call(*two, returns=3)
+        want = _expected(*two)
+        label = "a prompt over several pages, and a text's first row: their tables"
+        c.equal(_lists(got[1]), want[1], label=label)
+        c.equal(got[0], want[0], label="and their rows")
     with c.part():
         none = c.randn(4, size, width)
         one = (none, [[2], []], [1, 0], c.randn(0, width), [0, 0], [1])
