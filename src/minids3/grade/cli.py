@@ -275,7 +275,9 @@ def _run(args: argparse.Namespace, book: Any, left: list[Any], names: dict[str, 
     limits = Limits(**book.options.limits)
     # Longer than all limits together allow, so that it is theirs to say what took too long.
     seconds = READING_SECONDS + 600 + 6 * len(book.pristine.ids) * limits.exercise_seconds
-    hide = {} if tasks else {"disable": True}  # not False: TQDM_DISABLE decides then
+    # tqdm looks at TQDM_DISABLE when it is first imported, which may be before it was set.
+    off = not tasks or os.environ.get("TQDM_DISABLE", "") not in ("", "0")
+    hide = {"disable": True} if off else {}
     with tqdm(total=len(tasks), desc=f"grading {book.pristine.name}", **hide) as bar:
         for task, grade, error in Pool(jobs).run(tasks, seconds):
             result = SubmissionResult.from_dict(grade) if grade else failed(task, error)
