@@ -13,7 +13,7 @@
 # > down alike ruins the model from its first token.
 #
 # **Takes** about 90 minutes to work through, 53 of them for the exercises;
-# 'Run all' about 5 minutes on two CPU cores. **Needs** notebooks 02 (RoPE)
+# 'Run all' about three minutes on two CPU cores. **Needs** notebooks 02 (RoPE)
 # and 03 (latent attention). **Afterwards** you can say which angles a model
 # has never seen, write YaRN's frequencies and its two multipliers, build a
 # needle test that measures what it says, and price a longer context.
@@ -484,8 +484,8 @@ viz.show(needle_maps(untrained, dict.fromkeys(untrained, SHORT)), dpi=88,
 
 # %% [markdown]
 # Without a change, the model finds most numbers as long as the text is no
-# longer than those it was trained on (not all: looking back is what a model
-# this small learns last), and none beyond. All frequencies divided alike:
+# longer than those it was trained on (not all: looking back is its weak
+# side, as the stories of notebook 00 showed), and none beyond. All frequencies divided alike:
 # none anywhere. And YaRN finds hardly fewer in 2,000 tokens than in 250,
 # **before a single step of training**. What the model has learned about
 # looking back it can still use, once the angles are those it knows.
@@ -644,7 +644,7 @@ viz.show(fig, dpi=88, alt="Needles found against length of the text, after "
 # %% [markdown]
 # Without YaRN the same steps on the same rows find next to nothing beyond
 # the trained length, and with all frequencies slowed down nothing at all.
-# The slowing down is what does it, and not the training.
+# Slowing down the right pairs is what does it, and not the training.
 #
 # Look at the two bugs of 13.3, too: with the softmax factor dropped or moved
 # to the tables **as much is found** as without the bug, and the loss of

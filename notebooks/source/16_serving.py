@@ -13,7 +13,7 @@
 # > **2.3 %** to spare.
 #
 # **Takes** about 110 minutes to work through, 72 of them for the exercises;
-# 'Run all' two to three minutes on two CPU cores. **Needs** notebooks 03
+# 'Run all' about a minute on two CPU cores. **Needs** notebooks 03
 # (latent attention) and 04 (experts). **Afterwards** you can keep a cache in
 # pages, attend over it in parts and merge them, say when a batch is free,
 # place redundant experts, and turn tokens a second into a price.

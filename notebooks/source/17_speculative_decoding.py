@@ -13,7 +13,7 @@
 # > and on V3's own 144 GPUs it is gone with many.
 #
 # **Takes** about 100 minutes to work through, 55 of them for the exercises;
-# 'Run all' about five minutes on two CPU cores. **Needs** notebooks 04
+# 'Run all' about a minute on two CPU cores. **Needs** notebooks 04
 # (experts), 06 (the MTP module) and 16 (serving). **Afterwards** you can
 # write the accept-or-reject rule and prove it, keep two caches right, and say
 # for a given model and a given batch whether guessing pays.

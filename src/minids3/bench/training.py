@@ -337,11 +337,12 @@ def _recorder(args: argparse.Namespace) -> Callable[[], int]:
     def make() -> int:
         path = args.json or record_path("mini_chat")
         logs = [read_log(path) for path in args.log]
+        entries = joined(logs)
         report = {
             "command": "python -m minids3.train mini_chat, then python -m minids3.bench.training",
             "about": environment("cpu"),
-            "stages": [thin(log, 1)["total_steps"] for log in logs],
-            **thin(joined(logs)),
+            "stages": [max(e["step"] for e in log) for log in logs],
+            **thin(entries),
         }
         record(report, path)
         print(f"{report['total_steps']} steps, {len(report['events'])} events: {path}")

@@ -106,7 +106,7 @@ def _dense(tokens: int | None) -> TrainConfig:
     )
 
 
-# A long stage at a high rate and, on other text, one at a rate at which MLA learns to look back.
+# A long stage at a high rate and, on other text, a shorter one at a lower rate.
 _base = _like_v3(
     18_000_000, 3e-3, 240_000, batch_size=8, seq_len=256, ema=0.999, eval_every=500, save_every=500
 )
@@ -139,7 +139,7 @@ RECIPES: dict[str, Recipe] = {
         "the preset of the notebooks; about three hours of one CPU core",
     ),
     "dense_chat": Recipe(
-        "mini_dense", _dense, "the dense model of notebooks 00 and 02; minutes", fresh=False
+        "mini_dense", _dense, "the dense model of notebooks 06, 08, 10 and 16; minutes", fresh=False
     ),
 }
 
@@ -306,9 +306,10 @@ def describe_run(name: str, trainer: Trainer, seconds: float, begun: int) -> dic
         },
         "torch": torch.__version__,
     }
-    earlier = Path(trainer.out_dir or ".") / FIRST_STAGE / "about.json"
-    if RECIPES[name].start is not None and earlier.exists():
-        about["first_stage"] = json.loads(earlier.read_text("utf-8"))
+    if RECIPES[name].start is not None and trainer.out_dir is not None:
+        earlier = trainer.out_dir / FIRST_STAGE / "about.json"
+        if earlier.exists():  # somebody may have moved it away
+            about["first_stage"] = json.loads(earlier.read_text("utf-8"))
     return about
 
 
