@@ -13,8 +13,8 @@
 # > down alike ruins the model from its first token.
 #
 # **Takes** about 90 minutes to work through, 53 of them for the exercises;
-# 'Run all' about three minutes on two CPU cores. **Needs** notebooks 02 (RoPE)
-# and 03 (latent attention). **Afterwards** you can say which angles a model
+# 'Run all' about three minutes on two CPU cores. **Needs** notebooks 02
+# (RoPE) and 03 (latent attention). **Afterwards** you can say which angles a model
 # has never seen, write YaRN's frequencies and its two multipliers, build a
 # needle test that measures what it says, and price a longer context.
 

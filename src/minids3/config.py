@@ -366,6 +366,19 @@ PRESETS: dict[str, ModelConfig] = {
         routed_scaling_factor=2.5,
         num_nextn_predict_layers=1,
     ),
+    # The baseline of mini_chat, trained alike: without experts, latents and MTP, with a feed-forward
+    # so wide that a token costs as many FLOPs (`model_flops`, tests/test_config.py).
+    "dense_chat": ModelConfig(
+        vocab_size=2048,
+        hidden_size=256,
+        intermediate_size=368,
+        num_hidden_layers=6,
+        max_position_embeddings=512,
+        initializer_range=0.06,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+    ),
     # The released model (its repository's config_671B.json; initialisation: TR section 4.2;
     # YaRN: the released config.json).
     "v3_671b": ModelConfig(

@@ -89,23 +89,6 @@ def _like_v3(
     return settings_for
 
 
-def _dense(tokens: int | None) -> TrainConfig:
-    """A short run on the shipped shards, its schedule in steps."""
-    steps = 800 if tokens is None else math.ceil(tokens / (16 * 128))
-    return TrainConfig(
-        steps=steps,
-        lr=3e-3,
-        batch_size=16,
-        seq_len=128,
-        warmup_steps=steps // 16,
-        decay_start=steps // 2,
-        min_lr=1e-4,
-        eval_every=200,
-        eval_batches=16,
-        save_every=200,
-    )
-
-
 # A long stage at a high rate and, on other text, a shorter one at a lower rate.
 _base = _like_v3(
     18_000_000, 3e-3, 240_000, batch_size=8, seq_len=256, ema=0.999, eval_every=500, save_every=500
@@ -139,8 +122,12 @@ RECIPES: dict[str, Recipe] = {
         "the preset of the notebooks; about three hours of one CPU core",
     ),
     "dense_chat": Recipe(
-        "mini_dense", _dense, "the dense model of notebooks 06, 08, 10 and 16; minutes", fresh=False
+        "dense_chat",
+        _chat,
+        "the dense baseline of mini_chat: the same text and schedules, as many FLOPs a token",
+        start="dense_chat_base",
     ),
+    "dense_chat_base": Recipe("dense_chat", _base, "the first stage of dense_chat"),
 }
 
 
