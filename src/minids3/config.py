@@ -366,8 +366,8 @@ PRESETS: dict[str, ModelConfig] = {
         routed_scaling_factor=2.5,
         num_nextn_predict_layers=1,
     ),
-    # The baseline of mini_chat, trained alike: without experts, latents and MTP, with a feed-forward
-    # so wide that a token costs as many FLOPs (`model_flops`, tests/test_config.py).
+    # The baseline of mini_chat, trained on the same text: without experts, latents and MTP, its
+    # feed-forward as wide as makes a token cost as many FLOPs (those of MTP left out).
     "dense_chat": ModelConfig(
         vocab_size=2048,
         hidden_size=256,

@@ -65,6 +65,36 @@ def test_the_command_of_readme_does_what_one_process_does(finished):
     assert about[0]["parameters"] == about[1]["parameters"]
 
 
+def test_a_run_of_two_stages_is_that_of_one_process(tmp_path):
+    """Both stages, the first in proportion; its weights are handed over, whoever holds them."""
+    own = ["-m", "minids3.train", "mini_chat"]
+    starts = {
+        "two": ["torchrun", "--nproc-per-node", "2", *own, "--ep", "2"],
+        "one": ["python", *own],
+    }
+    short = ["--steps", "2", *SHORT[2:], "--set", "eval_every=0"]
+    for name, words in starts.items():
+        done = subprocess.run(
+            [*command(*words), *short, "--out", str(tmp_path / name)],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+    two, one = (json.loads((tmp_path / n / "about.json").read_text()) for n in starts)
+    assert (one["steps"], one["first_stage"]["steps"]) == (2, 6)
+    assert (two["steps"], two["first_stage"]["steps"]) == (2, 6)
+    for stage in ("first_stage", "."):
+        pairs = zip(losses(tmp_path / "two" / stage), losses(tmp_path / "one" / stage), strict=True)
+        for ours, alone in pairs:
+            assert ours[:2] == alone[:2]
+            assert ours[2] == pytest.approx(alone[2], abs=5e-3)  # near ties of routing
+    for name in starts:
+        handed = losses(tmp_path / name / "first_stage")[-1], losses(tmp_path / name)[0]
+        assert handed[0][2] == pytest.approx(handed[1][2], abs=1e-5)
+
+
 def worker(mark, rank):
     """The process of this rank, by the environment that torchrun gave it."""
     for path in Path("/proc").glob("[0-9]*"):

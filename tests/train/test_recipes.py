@@ -1,15 +1,16 @@
 """The command that trains shipped models, and the shipped model itself."""
 
 import json
-import math
 
 import pytest
 import torch
 
-from minids3.data import PackedBatches, data_dir, entropy_floor, load_split, load_tokenizer
+from minids3.config import get_config
+from minids3.data import PackedBatches, data_dir, entropy_floor, load_tokenizer
 from minids3.data.fresh import stream_validation
 from minids3.infer import generate
-from minids3.model import load_model, load_shipped
+from minids3.model import Transformer, load_model, load_shipped
+from minids3.model.count import training_flops_per_token
 from minids3.train import TrainConfig, Trainer, evaluate
 from minids3.train.__main__ import main
 from minids3.train.recipes import RECIPES, Recipe
@@ -59,9 +60,9 @@ def test_the_command_resumes_after_an_interruption(tmp_path, short, monkeypatch,
 @pytest.fixture
 def staged(monkeypatch):
     def settings(tokens):
-        steps = 4 if tokens is None else tokens // 32
+        length = 4 * 32 if tokens is None else tokens
         return TrainConfig(
-            steps=steps, lr=1e-2, batch_size=2, seq_len=16, eval_batches=1, save_every=2, seed=1
+            tokens=length, lr=1e-2, batch_size=2, seq_len=16, eval_batches=1, save_every=2, seed=1
         )
 
     def longer(tokens):
@@ -94,6 +95,15 @@ def test_a_shorter_run_has_a_shorter_first_stage_on_other_text(tmp_path, staged)
     about = notes_of(out)
     assert (about["steps"], about["first_stage"]["steps"]) == (2, 4)
     assert about["settings"]["seed"] != about["first_stage"]["settings"]["seed"]
+
+
+def test_steps_are_of_the_batch_that_the_run_has(tmp_path, staged):
+    """Of a smaller batch, too; and the first stage's share is that of the tokens."""
+    out = tmp_path / "m"
+    assert main(["dense_chat", "--out", str(out), "--steps", "2", "--set", "seq_len=8"]) == 0
+    about = notes_of(out)
+    assert (about["steps"], about["tokens"]) == (2, 2 * 2 * 8)
+    assert about["first_stage"]["tokens"] == 8 * 32 // 4
 
 
 @pytest.mark.parametrize("stage", [0, 1])
@@ -137,31 +147,30 @@ def shipped(name):
     return folder, notes_of(folder), load_shipped(name).eval()
 
 
-def test_the_shipped_baseline_is_what_its_notes_say():
-    folder, about, model = shipped("dense_chat")
-    cfg = RECIPES["dense_chat"].train(None)
-    assert about["steps"] == cfg.steps
-    assert sum(p.stat().st_size for p in folder.iterdir()) <= 10 * 2**20
-    valid = PackedBatches(load_split("validation"), cfg.batch_size, cfg.seq_len, seed=cfg.seed)
-    loss = evaluate(model, valid, cfg.eval_batches)
-    assert loss == pytest.approx(about["validation_loss_nats"], abs=2e-3)
-    assert about["entropy_floor_nats"] < loss < math.log(2048) / 4
-    text = generate(model, load_tokenizer(), "", 40, temperature=0.7, seed=1)
-    assert text.strip()
-
-
-def test_the_shipped_model_is_what_its_notes_say():
-    """Stored in FP8, it is as good as the one that was trained, to a thousandth of a nat."""
-    folder, about, model = shipped("mini_chat")
-    cfg = RECIPES["mini_chat"].train(None)
+@pytest.mark.parametrize(("name", "most"), [("mini_chat", 16e6), ("dense_chat", 10e6)])
+def test_a_shipped_model_is_what_its_notes_say(name, most):
+    """Stored in few bits, it is as good as the one trained, to two thousandths of a nat."""
+    folder, about, model = shipped(name)
+    cfg = RECIPES[name].train(None)
     assert about["steps"] == cfg.total_steps()
-    assert about["first_stage"]["steps"] == RECIPES["mini_chat_base"].train(None).total_steps()
+    assert about["first_stage"]["steps"] == RECIPES[f"{name}_base"].train(None).total_steps()
     assert about["settings"] == json.loads(json.dumps(cfg.flat()))
     assert model.num_parameters() == about["parameters"]
-    assert sum(p.stat().st_size for p in folder.iterdir()) <= 16e6
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= most
     valid, _ = stream_validation(load_tokenizer())
     rows = PackedBatches(valid, cfg.batch_size, cfg.seq_len, seed=cfg.seed, shuffle=False)
     loss = evaluate(model, rows, cfg.eval_batches)
     assert loss == pytest.approx(about["validation_loss_nats"], abs=2e-3)
     assert about["entropy_floor_nats"] == pytest.approx(entropy_floor(valid), abs=1e-4)
     assert loss < about["entropy_floor_nats"] + 0.1
+    assert generate(model, load_tokenizer(), "", 40, temperature=0.7, seed=1).strip()
+
+
+def test_the_baseline_costs_as_many_flops_a_token_and_sees_the_same_text():
+    models = [Transformer(get_config(RECIPES[n].preset)) for n in ("mini_chat", "dense_chat")]
+    ours, dense = (training_flops_per_token(model, 256) for model in models)
+    assert dense == pytest.approx(ours, rel=0.01)
+    for ours, dense in (("mini_chat", "dense_chat"), ("mini_chat_base", "dense_chat_base")):
+        assert RECIPES[ours].train(None) == RECIPES[dense].train(None)
+        assert RECIPES[ours].fresh
+        assert RECIPES[dense].fresh

@@ -405,7 +405,7 @@ def train_parallel(
     if found is None:
         options = {"pp": pp, "dp": dp, "ep": ep, "schedule": schedule, "device": device}
         options |= {"fp8_dispatch": fp8_dispatch, "resume": resume}
-        weights = first_stage(name, work_dir, train_parallel, **options, **changes)
+        weights = first_stage(name, work_dir, train_parallel, options, **changes)
     trainer = build_trainer(name, work_dir, device, kind=make, weights=weights, **changes)
     if found is not None:
         trainer.resume(found)

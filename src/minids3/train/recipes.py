@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 import time
@@ -154,15 +153,20 @@ def recipe_settings(
 ) -> TrainConfig:
     """The settings of a recipe with changes; errors and arguments as of ``build_trainer``."""
     recipe = RECIPES[name]
-    usual = recipe.train(None)
     if steps is not None:
-        usual.replace(steps=steps)  # refuses what is no number of steps
-        tokens = steps * usual.batch_rows(0) * usual.seq_len
-    return (usual if tokens is None else recipe.train(tokens)).replace(**changes)
+        one = recipe.train(None).replace(**changes).replace(steps=steps)  # refuses what is no run
+        tokens = steps * one.batch_rows(0) * one.seq_len
+    return recipe.train(tokens).replace(**changes)
+
+
+def _tokens(cfg: TrainConfig) -> int:
+    """How many tokens a run sees by its settings, the padding of its last batch included."""
+    *_, last = cfg.positions()
+    return last.tokens
 
 
 def first_stage(
-    name: str, work_dir: Path, train: Callable[..., Path], **options: Any
+    name: str, work_dir: Path, train: Callable[..., Path], options: dict[str, Any], **changes: Any
 ) -> Path | None:
     """Train what a recipe starts from, or go on with that; nothing to do if its run has begun.
 
@@ -173,6 +177,7 @@ def first_stage(
         work_dir: of the recipe's own run; the first stage's is in it.
         train: ``train_recipe``, or what takes the same arguments.
         options: for ``train``.
+        changes: settings of the recipe's own run.
 
     Returns:
         The folder of its model; None for a recipe without a first stage, or later in its run.
@@ -183,15 +188,14 @@ def first_stage(
     start = RECIPES[name].start
     if start is None or latest_checkpoint(work_dir) is not None:
         return None
-    length = {key: options.pop(key) for key in ("steps", "tokens") if key in options}
-    if length:
-        steps = recipe_settings(name, **length).total_steps()
-        share = steps / RECIPES[name].train(None).total_steps()
-        options["steps"] = max(1, round(share * RECIPES[start].train(None).total_steps()))
-    if "seed" in options:
-        options["seed"] ^= 1  # other text than the second stage's
+    own = recipe_settings(name, **changes)
+    if changes.pop("steps", None) is not None or changes.pop("tokens", None) is not None:
+        share = _tokens(own) / _tokens(RECIPES[name].train(None))
+        changes["tokens"] = max(1, round(share * _tokens(RECIPES[start].train(None))))
+    if "seed" in changes:
+        changes["seed"] ^= 1  # other text than the second stage's
     folder = work_dir / FIRST_STAGE
-    return train(start, folder, folder, **options)
+    return train(start, folder, folder, **options, **changes)
 
 
 def build_trainer(
@@ -261,7 +265,7 @@ def train_recipe(
     if not resume:
         set_aside(work_dir)
     options = {"resume": resume, "device": device}
-    weights = first_stage(name, work_dir, train_recipe, **options, **changes)
+    weights = first_stage(name, work_dir, train_recipe, options, **changes)
     trainer = build_trainer(name, work_dir, device, weights=weights, **changes)
     checkpoint = latest_checkpoint(work_dir)
     if checkpoint is not None:
