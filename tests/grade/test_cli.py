@@ -58,6 +58,17 @@ def table(tmp_path):
     return {r["student"]: r for r in csv.DictReader((tmp_path / "out" / "grades.csv").open())}
 
 
+@pytest.mark.parametrize(("said", "shown"), [("1", False), ("0", True)])
+def test_the_bar_goes_by_the_variable_as_it_is_when_grading_begins(
+    save, solved, student, tmp_path, graded, capsys, monkeypatch, said, shown
+):
+    """tqdm itself looks when it is first imported, which in a notebook is before it was set."""
+    write_class(save, solved, student)
+    monkeypatch.setenv("TQDM_DISABLE", said)
+    assert run(tmp_path, "--seed", "7") == 0
+    assert ("grading 03" in capsys.readouterr().err) == shown
+
+
 def test_gradebook_and_pages(save, solved, student, tmp_path, graded, capsys):
     write_class(save, solved, student)
     deadline = tmp_path / "deadline.txt"
