@@ -28,9 +28,10 @@
 # ## 6.0 A full pass for every token, the obvious ones included
 #
 # A model that writes reads all its active weights for every single token.
-# It does so for the hard ones and for the obvious ones alike. Below is the
-# trained model of notebook 00 on a program it has never seen. Each box is
-# one full pass. Dark boxes were hard, pale ones were nearly certain.
+# It does so for the hard ones and for the obvious ones alike. Below,
+# `dense_chat` reads a program it has never seen: a model without experts,
+# trained on the same text as notebook 00's. Each box is one full pass. Dark
+# boxes were hard, pale ones were nearly certain.
 #
 # **Guess before you run:** for what share of the tokens was the model more
 # than 90 % sure, and right?
@@ -238,7 +239,7 @@ with torch.no_grad():
 
 # %% tags=["fold"]
 fig, ax = plt.subplots(figsize=(7.4, 2.5))
-colors = ([viz.COLORS["baseline"]] + [viz.COLORS["ours"]] * 4
+colors = ([viz.COLORS["baseline"]] + [viz.COLORS["ours"]] * len(chat.layers)
           + [viz.COLORS["floor"]])
 ax.barh(list(sizes), list(sizes.values()), color=colors, height=0.62)
 for name, size in sizes.items():

@@ -25,15 +25,15 @@
 #
 # FP8 means: every number of a matrix product takes one byte instead of two.
 # Half the memory, half the traffic, twice the rate of multiplication. So
-# take the model from notebook 00, and look at what its linear layers
-# multiply: their **inputs**, their **weights**, and in the backward pass
+# take a small dense model in the middle of its training, and look at what
+# its linear layers multiply: their **inputs**, their **weights**, and in the backward pass
 # the **gradients** of their outputs.
 
 # %%
 from minids3.data import PackedBatches, load_split
 from minids3.model import load_shipped
 
-model = load_shipped("dense_chat")
+model = load_shipped("mini_dense")
 batch = PackedBatches(load_split("validation"), 8, 256,
                       shuffle=False).batch(0)
 inputs, weights, gradients = {}, {}, {}

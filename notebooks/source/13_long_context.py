@@ -14,9 +14,9 @@
 #
 # **Takes** about 90 minutes to work through, 53 of them for the exercises;
 # 'Run all' about three minutes on two CPU cores. **Needs** notebooks 02
-# (RoPE) and 03 (latent attention). **Afterwards** you can say which angles a model
-# has never seen, write YaRN's frequencies and its two multipliers, build a
-# needle test that measures what it says, and price a longer context.
+# (RoPE) and 03 (latent attention). **Afterwards** you can say which angles a
+# model has never seen, write YaRN's frequencies and its two multipliers,
+# build a needle test that measures what it says, and price a longer context.
 
 # %%
 # SETUP
@@ -485,9 +485,9 @@ viz.show(needle_maps(untrained, dict.fromkeys(untrained, SHORT)), dpi=88,
 # %% [markdown]
 # Without a change, the model finds most numbers as long as the text is no
 # longer than those it was trained on (not all: looking back is its weak
-# side, as the stories of notebook 00 showed), and none beyond. All frequencies divided alike:
-# none anywhere. And YaRN finds hardly fewer in 2,000 tokens than in 250,
-# **before a single step of training**. What the model has learned about
+# side, as the stories of notebook 00 showed), and none beyond. All
+# frequencies divided alike: none anywhere. And YaRN finds hardly fewer in
+# 2,000 tokens than in 250, **before a single step of training**. What the model has learned about
 # looking back it can still use, once the angles are those it knows.
 
 # %% [markdown]

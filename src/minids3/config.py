@@ -302,7 +302,7 @@ PRESETS: dict[str, ModelConfig] = {
         head_dim=8,
         max_position_embeddings=64,
     ),
-    # The dense decoder of notebooks 00 and 02; its checkpoint ships in data/.
+    # The dense decoder of notebook 02; a checkpoint from the middle of its training ships in data/.
     "mini_dense": ModelConfig(
         vocab_size=2048,
         hidden_size=128,

@@ -107,9 +107,11 @@ def test_the_record_is_of_the_text_and_the_plan_of_today():
     assert done == {(variant, seed) for variant in VARIANTS for seed in SEEDS}
 
 
-def test_the_record_of_the_long_run_is_of_the_shipped_model():
-    found = recorded("mini_chat")
-    about = json.loads((data_dir() / "checkpoints/mini_chat/about.json").read_text())
+@pytest.mark.parametrize("name", ["mini_chat", "dense_chat"])
+def test_the_record_of_a_long_run_is_of_the_shipped_model(name):
+    found = recorded(name)
+    about = json.loads((data_dir() / "checkpoints" / name / "about.json").read_text())
+    assert found["command"].startswith(f"python -m minids3.train {name}, then ")
     assert found["stages"] == [about["first_stage"]["steps"], about["steps"]]
     assert found["tokens"] == about["first_stage"]["tokens"] + about["tokens"]
     last = found["evaluations"][-1]

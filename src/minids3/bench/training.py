@@ -322,13 +322,18 @@ def _merged(stretch: list[dict[str, Any]]) -> dict[str, Any]:
     return merged
 
 
+MODULE = "python -m minids3.bench.training"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Make the record of a long run; returns the exit status."""
-    parser = Parser(prog="python -m minids3.bench.training", description=__doc__)
+    parser = Parser(prog=MODULE, description=__doc__)
     parser.add_argument(
         "log", type=Path, nargs="+", help="log.jsonl of the run, or of each of its stages"
     )
-    parser.add_argument("--json", type=Path, help="default: data/bench/mini_chat.json")
+    parser.add_argument(
+        "--json", type=Path, help="default: data/bench/mini_chat.json; its name is the recipe's"
+    )
     args = parser.parse_args(argv)
     return run_command(_recorder(args))
 
@@ -339,7 +344,7 @@ def _recorder(args: argparse.Namespace) -> Callable[[], int]:
         logs = [read_log(path) for path in args.log]
         entries = joined(logs)
         report = {
-            "command": "python -m minids3.train mini_chat, then python -m minids3.bench.training",
+            "command": f"python -m minids3.train {path.stem}, then {MODULE}",
             "about": environment("cpu"),
             "stages": [max(e["step"] for e in log) for log in logs],
             **thin(entries),

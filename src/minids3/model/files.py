@@ -331,7 +331,7 @@ def load_state(model: Transformer, state: dict[str, Tensor], source: Path) -> No
     model.requires_grad_(True)
 
 
-def load_shipped(name: str = "dense_chat", device: torch.device | str = "cpu") -> Transformer:
+def load_shipped(name: str = "mini_chat", device: torch.device | str = "cpu") -> Transformer:
     """Load a trained model that comes with the workbook, in fp32, from ``data/checkpoints``.
 
     It is stored as by ``save_model``, or as a Hugging Face checkpoint.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -88,6 +89,23 @@ def _like_v3(
     return settings_for
 
 
+def _dense(tokens: int | None) -> TrainConfig:
+    """A short run on the shipped shards, its schedule in steps."""
+    steps = 800 if tokens is None else math.ceil(tokens / (16 * 128))
+    return TrainConfig(
+        steps=steps,
+        lr=3e-3,
+        batch_size=16,
+        seq_len=128,
+        warmup_steps=steps // 16,
+        decay_start=steps // 2,
+        min_lr=1e-4,
+        eval_every=200,
+        eval_batches=16,
+        save_every=200,
+    )
+
+
 # A long stage at a high rate and, on other text, a shorter one at a lower rate.
 _base = _like_v3(
     18_000_000, 3e-3, 240_000, batch_size=8, seq_len=256, ema=0.999, eval_every=500, save_every=500
@@ -127,6 +145,12 @@ RECIPES: dict[str, Recipe] = {
         start="dense_chat_base",
     ),
     "dense_chat_base": Recipe("dense_chat", _base, "the first stage of dense_chat"),
+    "mini_dense": Recipe(
+        "mini_dense",
+        _dense,
+        "a dense model in the middle of its training, which notebooks 08 and 10 round; minutes",
+        fresh=False,
+    ),
 }
 
 
