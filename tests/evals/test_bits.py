@@ -1,11 +1,15 @@
-"""Bits per byte."""
+"""Bits per byte, and nats above the floor."""
 
 import math
 
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 
+from minids3.config import get_config
 from minids3.data import load_split, load_tokenizer
-from minids3.evals import bits_per_byte
+from minids3.evals import bits_per_byte, loss_above_floor
+from minids3.model import Transformer
 
 
 def test_by_hand():
@@ -39,3 +43,28 @@ def test_bad_input_is_named():
         bits_per_byte([1.0], [-3], ["abc"])
     with pytest.raises(ValueError, match="no bytes"):
         bits_per_byte([1.0], [3], ["", ""])
+
+
+def test_above_the_floor_is_the_loss_less_the_surprisal_document_by_document():
+    torch.manual_seed(0)
+    split = load_split("validation")
+    model = Transformer(get_config("mini_dense", num_hidden_layers=1))
+    found = loss_above_floor(model, split, 3, ("facts", "arithmetic"))
+    assert list(found) == ["facts", "arithmetic"]
+    for domain, above in found.items():
+        part = split.only(domain)
+        texts = [part.document(i).long() for i in range(3)]
+        with torch.no_grad():
+            nats = sum(cross_entropy(model(t[None, :-1])[0], t[1:], reduction="sum") for t in texts)
+        floor = part.bits[:3].sum() * math.log(2)
+        tokens = sum(len(t) - 1 for t in texts)
+        assert above == pytest.approx(((nats - floor) / tokens).item(), rel=1e-5)
+
+
+def test_what_cannot_be_measured_is_left_out_or_refused():
+    split, model = load_split("validation"), Transformer(get_config("tiny", vocab_size=2048))
+    assert "notes" not in loss_above_floor(model, split.only("facts"), 1)
+    with pytest.raises(ValueError, match="n=0"):
+        loss_above_floor(model, split, 0)
+    with pytest.raises(ValueError, match="unknown domain"):
+        loss_above_floor(model, split, 1, ("poems",))

@@ -9,6 +9,7 @@ from minids3.command import Parser, positive, run
 from minids3.data import load_tokenizer
 from minids3.data.corpora import ALL_DOMAINS
 from minids3.data.fresh import stream_validation
+from minids3.evals.bits import loss_above_floor
 from minids3.evals.documents import grammatical_share, sample_documents, sums_right
 from minids3.infer.acceptance import acceptance_by_domain
 from minids3.model import find_model
@@ -37,11 +38,13 @@ def _measure(argv: list[str]) -> int:
         texts += sample_documents(model, tokenizer, count, args.temperature, seed)
     held_out, _ = stream_validation(tokenizer)
     accepted = acceptance_by_domain(model, held_out, domains=ALL_DOMAINS) if len(model.mtp) else {}
-    print(f"{'domain':12} {'grammatical':>16} {'second token':>14}")
+    above = loss_above_floor(model, held_out)
+    print(f"{'domain':12} {'grammatical':>16} {'second token':>14} {'above the floor':>17}")
     for domain, (right, of) in grammatical_share(texts).items():
         share = f"{right / of:.0%}" if of else ""
         second = f"{accepted[domain]:.1%}" if domain in accepted else ""
-        print(f"{domain:12} {right:4} of {of:4} {share:>5} {second:>14}")
+        nats = f"{above[domain]:.3f} nats"
+        print(f"{domain:12} {right:4} of {of:4} {share:>5} {second:>14} {nats:>17}")
     right, of = sums_right(model, tokenizer, args.n, args.seed)
     print(f"sums right   {right:4} of {of:4} {right / of:>5.0%}")
     return 0
