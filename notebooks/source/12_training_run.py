@@ -976,6 +976,63 @@ if long is not None:
 # abstract). It is a sentence about *open* events: spikes that came back
 # are not ruled out by it.
 #
+# ### Beside a dense model
+#
+# Its baseline ships, too. `dense_chat` read the same documents in the same
+# order, with the same schedules. It has ordinary attention, no experts and
+# no MTP module, and feed-forwards so wide that a token costs the same FLOPs
+# (without MTP's). **Predict:** which of the two ends nearer to the floor,
+# and on which kind of text do they differ most?
+
+# %%
+from minids3.evals import loss_above_floor
+from minids3.model import load_shipped
+
+shipped = {"with experts": "mini_chat", "dense": "dense_chat"}
+above = {}
+for label, name in shipped.items():
+    model = load_shipped(name)
+    plain, with_mtp = (flops.training_flops_per_token(model.config, 256, mtp=m)
+                       for m in (False, True))
+    above[label] = loss_above_floor(model, held_out, 40)
+    print(f"{label:13} {model.num_parameters() / 1e6:.1f}M parameters, "
+          f"{plain / 1e6:.1f} MFLOP a token, {with_mtp / 1e6:.1f} with MTP")
+print("nats above the floor, 40 whole documents of each kind:")
+for domain, ours in above["with experts"].items():
+    print(f"  {domain:11} with experts {ours:.3f}   "
+          f"dense {above['dense'][domain]:.3f}")
+
+# %% tags=["fold"]
+fig, axes = plt.subplots(1, 2, figsize=(10, 3.1), width_ratios=(1.3, 1))
+for (label, name), role in zip(shipped.items(), ("ours", "baseline")):
+    run = recorded(name)
+    points = [e for e in run["evaluations"] if e["tokens"]]
+    axes[0].plot([e["tokens"] / 1e6 for e in points],
+                 [e["loss"] - run["floor"] for e in points],
+                 color=viz.COLORS[role], label=label)
+    axes[1].barh([n + (0.2 if role == "baseline" else -0.2)
+                  for n in range(len(above[label]))],
+                 list(above[label].values()), height=0.36,
+                 color=viz.COLORS[role])
+axes[0].set(yscale="log", xlabel="tokens seen (millions)",
+            ylabel="held-out loss above\nthe floor (nats)")
+axes[0].set_yticks([0.1, 0.2, 0.5], ["0.1", "0.2", "0.5"])
+axes[0].minorticks_off()
+axes[0].legend(fontsize=8)
+axes[1].set_yticks(range(len(above["dense"])), above["dense"])
+axes[1].invert_yaxis()
+axes[1].grid(axis="y", visible=False)
+axes[1].set_xlabel("nats above the floor, whole documents")
+fig.tight_layout()
+viz.show(fig, dpi=88, alt="Left: held-out loss above the floor over tokens, "
+         "recorded, with experts and dense. Right: bars by kind of text, "
+         "with experts and dense: " + "; ".join(
+             f"{d} {above['with experts'][d]:.3f} and {dense:.3f}"
+             for d, dense in above["dense"].items()) + " nats.")
+
+# %% [markdown]
+# PROSE
+#
 # ## 12.12 How much of the machine was used?
 #
 # A GPU's data sheet promises a number of FLOPs per second. The **model
