@@ -79,6 +79,7 @@ def test_the_command(model, tmp_path, capsys):
     told = capsys.readouterr().out
     assert all(domain in told for domain in ALL_DOMAINS)
     assert "sums right      0 of    4    0%" in told
+    assert told.count(" nats\n") == len(ALL_DOMAINS)
     assert main(["nothing"]) == 2
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / "m"), "--n", "0"])
