@@ -26,8 +26,8 @@
 # FP8 means: every number of a matrix product takes one byte instead of two.
 # Half the memory, half the traffic, twice the rate of multiplication. So
 # take a small dense model in the middle of its training, and look at what
-# its linear layers multiply: their **inputs**, their **weights**, and in the backward pass
-# the **gradients** of their outputs.
+# its linear layers multiply: their **inputs**, their **weights**, and in the
+# backward pass the **gradients** of their outputs.
 
 # %%
 from minids3.data import PackedBatches, load_split

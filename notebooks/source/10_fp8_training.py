@@ -30,9 +30,9 @@
 # take half the memory. With scales for every 128 numbers a product of them is
 # off by some 4 % (notebook 09).
 #
-# Below, the small dense model of notebook 08 reads unseen text three times: as
-# it is, with every linear layer's product in FP8 with V3's scales, and with the
-# same products cast to E4M3 without any scale.
+# Below, the small dense model of notebook 08 reads unseen text three times:
+# as it is, with every linear layer's product in FP8 with V3's scales, and
+# with the same products cast to E4M3 without any scale.
 #
 # **Guess before you run:** every product in four layers is wrong by 4 %. By
 # how many percent is the loss wrong?

@@ -992,8 +992,9 @@ shipped = {"with experts": "mini_chat", "dense": "dense_chat"}
 above = {}
 for label, name in shipped.items():
     model = load_shipped(name)
-    plain, with_mtp = (flops.training_flops_per_token(model.config, 256, mtp=m)
-                       for m in (False, True))
+    plain, with_mtp = (
+        flops.training_flops_per_token(model.config, 256, mtp=mtp)
+        for mtp in (False, True))
     above[label] = loss_above_floor(model, held_out, 40)
     print(f"{label:13} {model.num_parameters() / 1e6:.1f}M parameters, "
           f"{plain / 1e6:.1f} MFLOP a token, {with_mtp / 1e6:.1f} with MTP")
@@ -1001,11 +1002,13 @@ print("nats above the floor, 40 whole documents of each kind:")
 for domain, ours in above["with experts"].items():
     print(f"  {domain:11} with experts {ours:.3f}   "
           f"dense {above['dense'][domain]:.3f}")
-pairs = [(sparse["loss"], dense["loss"]) for sparse, dense in zip(
-    *(recorded(name)["evaluations"] for name in shipped.values()))
-    if sparse["tokens"]]
+sparse, dense = (
+    {e["step"]: e["loss"]
+     for e in recorded(name)["evaluations"] if e["step"]}
+    for name in shipped.values())
+both = sorted(sparse.keys() & dense.keys())
 print(f"on the way, dense was further from the floor at "
-      f"{sum(dense > sparse for sparse, dense in pairs)} of {len(pairs)} "
+      f"{sum(dense[at] > sparse[at] for at in both)} of {len(both)} "
       "evaluations")
 
 # %% tags=["fold"]
@@ -1030,9 +1033,9 @@ axes[1].invert_yaxis()
 axes[1].grid(axis="y", visible=False)
 axes[1].set_xlabel("nats above the floor, whole documents")
 fig.tight_layout()
-viz.show(fig, dpi=88, alt="Left: held-out loss above the floor over tokens, "
-         "recorded, with experts and dense. Right: bars by kind of text, "
-         "with experts and dense: " + "; ".join(
+viz.show(fig, dpi=88, alt="Left: held-out loss above the floor over "
+         "tokens, recorded, with experts and dense. Right: bars by kind of "
+         "text, with experts and dense: " + "; ".join(
              f"{d} {above['with experts'][d]:.3f} and {dense:.3f}"
              for d, dense in above["dense"].items()) + " nats.")
 
@@ -1045,9 +1048,9 @@ viz.show(fig, dpi=88, alt="Left: held-out loss above the floor over tokens, "
 # Mind what this comparison is. It is one run of each, so no spread is known
 # and the factors may well be others with another seed. Three things differ
 # at once, experts, latent attention and MTP, and it does not say which of
-# them did it. And "the same price" is that of a token *used*: training paid a
-# third more for MTP (4 % in DeepSeek-V3), and memory holds twice as many
-# parameters.
+# them did it. And equal are only the FLOPs of a token on its way through the
+# main model: training paid a third more for MTP (4 % in DeepSeek-V3), and
+# memory holds twice as many parameters.
 #
 # ## 12.12 How much of the machine was used?
 #

@@ -487,8 +487,9 @@ viz.show(needle_maps(untrained, dict.fromkeys(untrained, SHORT)), dpi=88,
 # longer than those it was trained on (not all: looking back is its weak
 # side, as the stories of notebook 00 showed), and none beyond. All
 # frequencies divided alike: none anywhere. And YaRN finds hardly fewer in
-# 2,000 tokens than in 250, **before a single step of training**. What the model has learned about
-# looking back it can still use, once the angles are those it knows.
+# 2,000 tokens than in 250, **before a single step of training**. What the
+# model has learned about looking back it can still use, once the angles are
+# those it knows.
 
 # %% [markdown]
 # ## 13.5 Two stages
