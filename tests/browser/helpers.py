@@ -30,11 +30,15 @@ class Watched:
         assert self.foreign == [], self.foreign
 
 
-def serious(page, within):
-    """What axe-core finds serious or critical inside some elements, a line each."""
+def serious(page, within, besides=()):
+    """What axe-core finds serious or critical inside some elements, a line each.
+
+    ``besides``: selectors of what is inside them and not ours.
+    """
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page, context={"include": [[within]]}).response["violations"]
+    context = {"include": [[within]], "exclude": [[selector] for selector in besides]}
+    found = Axe().run(page, context=context).response["violations"]
     return [
         f"{v['id']}: {node['target']} {node['html'][:160]}"
         for v in found

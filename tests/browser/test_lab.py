@@ -26,6 +26,7 @@ START = """name => {
 }"""
 ENDED = """() => window.ended !== null
   && jupyterapp.shell.currentWidget.sessionContext.session.kernel.status == 'idle'"""
+SLIDERS = (".noUi-handle",)  # ipywidgets gives them no name that a screen reader would say
 LONGEST = 1_800_000  # milliseconds, for all cells of a notebook on a busy machine
 SET = """([id, source]) => {
   const content = jupyterapp.shell.currentWidget.content;
@@ -156,8 +157,8 @@ def test_00_run_all_answers_hint_and_themes(notebook):
         book.page.evaluate(
             "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme
         )
-        book.page.wait_for_selector(f"body[data-jp-theme-light={light}]")
-        assert serious(book.page, ".jp-OutputArea-output") == []
+        book.page.wait_for_selector(f"body[data-jp-theme-light={light}]", state="attached")
+        assert serious(book.page, ".jp-OutputArea-output", SLIDERS) == []
     book.watched.clean()
 
 

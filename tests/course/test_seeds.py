@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minids3.course import seeds
+from minids3.course import run, seeds
 from minids3.course.__main__ import main
 from minids3.course.registry import Alternative, Exercise, Mutant, exercises, get
 
@@ -16,6 +16,18 @@ def test_right_answers_pass_seeds_that_nobody_looks_at(exercise):
     """The whole is ``python -m minids3.course seeds``: a thousand of each."""
     first = 1000 + QUICK.index(exercise)
     assert [*seeds.rejected(exercise, first)] == []
+
+
+def test_many_seeds_do_not_fill_the_memory(monkeypatch):
+    """A run is kept for later, and the oldest is forgotten."""
+    monkeypatch.setattr(run, "_KEPT", 3)
+    monkeypatch.setattr(run, "_SOLUTIONS", {})
+    monkeypatch.setattr(run, "_MUTANTS", {})
+    exercise = get("bpe-merge")
+    for seed in range(900, 906):
+        assert [*seeds.rejected(exercise, seed)] == []
+        assert [*seeds.misjudged(exercise, seed)] == []
+        assert len(run._SOLUTIONS) <= 3 >= len(run._MUTANTS)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,15 @@ def _run(
 
 _SOLUTIONS: dict[tuple[str, int, Any], Checker] = {}
 _MUTANTS: dict[tuple[str, int, str, Any], Checker] = {}
+_KEPT = 512  # runs of each: more than a class's grading asks for again, less than fills a memory
 _SEEDS = (1, 2)  # whose inputs a diagnosis must hold for, too
+
+
+def _keep(runs: dict[Any, Checker], key: Any, run: Checker) -> None:
+    """Keep a run for later, and forget the oldest ones."""
+    while len(runs) >= _KEPT:
+        del runs[next(iter(runs))]
+    runs[key] = run
 
 
 def _solved(exercise: Exercise, seed: int) -> Checker:
@@ -102,7 +110,7 @@ def _solved(exercise: Exercise, seed: int) -> Checker:
         if len(set(labels)) != len(labels):
             raise AssertionError(f"the check of {exercise.id} uses a label twice: {labels}")
         c.outputs = []  # of no use any more, and some are large
-        _SOLUTIONS[key] = c
+        _keep(_SOLUTIONS, key, c)
     return _SOLUTIONS[key]
 
 
@@ -131,7 +139,7 @@ def checked(
 def _twin(exercise: Exercise, mutant: Mutant, seed: int) -> Checker:
     key = (exercise.id, seed, mutant.name, exercise.check)
     if key not in _MUTANTS:
-        _MUTANTS[key] = checked(exercise, mutant.fn, seed)
+        _keep(_MUTANTS, key, checked(exercise, mutant.fn, seed))
     return _MUTANTS[key]
 
 
