@@ -32,8 +32,12 @@ def test_many_seeds_do_not_fill_the_memory(monkeypatch):
 
 @pytest.mark.parametrize(
     ("id", "seed"),
-    [("rms-norm", 46), ("rms-norm", 102), ("rms-norm", 296), ("fp8-dgrad", 118)]
-    + [("serve-merge", 632), ("serve-decode", 306)],
+    [
+        *(("rms-norm", seed) for seed in (46, 102, 296)),
+        ("fp8-dgrad", 118),
+        ("serve-merge", 632),
+        ("serve-decode", 306),
+    ],
 )
 def test_seeds_that_once_cost_a_class_its_points(id, seed):
     assert [*seeds.rejected(get(id), seed)] == []

@@ -36,6 +36,19 @@ def losses(folder):
     return [(e["kind"], e["step"], e["loss"]) for e in read_log(folder / "log.jsonl")]
 
 
+def train(words, out):
+    """Run a command line that trains, and return what it printed."""
+    done = subprocess.run(
+        [*command(*words), "--out", str(out)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """README's command, and the same on one process."""
@@ -43,15 +56,7 @@ def finished(tmp_path_factory):
     assert README in (ROOT / "README.md").read_text(encoding="utf-8")
     lines = {"four": README.split(), "one": ["python", "-m", "minids3.train", "mini"]}
     for name, words in lines.items():
-        done = subprocess.run(
-            [*command(*words), *SHORT, "--out", str(root / name)],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("wrote") == 1
+        assert train([*words, *SHORT], root / name).count("wrote") == 1
     return root
 
 
@@ -74,14 +79,7 @@ def test_a_run_of_two_stages_is_that_of_one_process(tmp_path):
     }
     short = ["--steps", "2", *SHORT[2:], "--set", "eval_every=0"]
     for name, words in starts.items():
-        done = subprocess.run(
-            [*command(*words), *short, "--out", str(tmp_path / name)],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
+        train([*words, *short], tmp_path / name)
     two, one = (json.loads((tmp_path / n / "about.json").read_text()) for n in starts)
     assert (one["steps"], one["first_stage"]["steps"]) == (2, 6)
     assert (two["steps"], two["first_stage"]["steps"]) == (2, 6)
