@@ -637,9 +637,9 @@ for name, run in runs.items():
 # %% [markdown]
 # **The band.** Over three seeds (`SEED = 0, 1, 2` in section 4.0), and in the
 # run above, the model with experts ended at 52 to 55 % of the facts, the
-# frozen gate at 50 to 57 %, the dense model at 39 to 42 %, dice at 17 to 18
-# %, the wide one at 96 to 98 %. The smallest lead of the experts over dense
-# was 12 points, the smallest distance of the dice below it 21. The notebook
+# frozen gate at 50 to 57 %, the dense model at 39 to 42 %, dice at
+# 17 to 18 %, the wide one at 96 to 98 %. The smallest lead of the experts
+# over dense was 12 points, the smallest distance of the dice below it 21. The notebook
 # asks for **8** and **15**. Between the frozen gate and the one that learns
 # these runs see no difference.
 #

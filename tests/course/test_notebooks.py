@@ -50,6 +50,15 @@ def test_lines_are_short(source):
 
 
 @each
+def test_no_line_of_text_is_one_that_only_the_site_understands(source):
+    """MyST takes a line that begins with % for a comment, and the page loses it."""
+    for cell in nbformat.read(source.solved_path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            lost = re.findall(r"^ {0,3}(?:%|\+\+\+|\(\S+\)=).*", cell.source, re.MULTILINE)
+            assert not lost, f"{source.path.name}: begin another line with {lost[0]!r}"
+
+
+@each
 def test_no_cell_ends_with_an_object_that_fills_the_page(source):
     """Such as a whole model, because its last line was ``model.eval()``."""
     for cell in nbformat.read(source.solved_path, as_version=4).cells:
