@@ -639,9 +639,9 @@ for name, run in runs.items():
 # run above, the model with experts ended at 52 to 55 % of the facts, the
 # frozen gate at 50 to 57 %, the dense model at 39 to 42 %, dice at
 # 17 to 18 %, the wide one at 96 to 98 %. The smallest lead of the experts
-# over dense was 12 points, the smallest distance of the dice below it 21. The notebook
-# asks for **8** and **15**. Between the frozen gate and the one that learns
-# these runs see no difference.
+# over dense was 12 points, the smallest distance of the dice below it 21.
+# The notebook asks for **8** and **15**. Between the frozen gate and the one
+# that learns these runs see no difference.
 #
 # The group limit has its price too. With the same three seeds, 54 to 58 %
 # were known when any expert could be chosen (`n_group=1, topk_group=1` in

@@ -421,10 +421,10 @@ for n in (1, 4):
 
 # %% [markdown]
 # With `n` = 16 and 64 we found 10.9 % against 137 %, and 13.5 % against
-# 115 %: ratios of 12.6 and 8.6. So it holds up to 256 sequences, with a margin
-# that shrinks in the end. V3's batch has 15,360 sequences of 4,096 tokens,
-# 120,000 times as many tokens as our four of 128. What the ratio is there,
-# nobody here knows.
+# 115 %: ratios of 12.6 and 8.6. So it holds up to 256 sequences, with a
+# margin that shrinks in the end. V3's batch has 15,360 sequences of 4,096
+# tokens, 120,000 times as many tokens as our four of 128. What the ratio is
+# there, nobody here knows.
 #
 # Be honest about the three controls in the middle, too. At this size **they
 # look as good as the recipe**: our activations have no outliers (notebook

@@ -793,8 +793,9 @@ viz.show(fig, dpi=88, alt="Acceptance against temperature, on given texts: "
 # ## 17.7 Against the report
 #
 # The report names two numbers: the second token is accepted in
-# **85 to 90 %** of cases, and decoding makes **1.8 times** as many tokens per second
-# (TR section 5.4.3). Are they consistent? Turn your `step_worth` around.
+# **85 to 90 %** of cases, and decoding makes **1.8 times** as many tokens
+# per second (TR section 5.4.3). Are they consistent? Turn your `step_worth`
+# around.
 
 # %% tags=["nbval-check-output"]
 for a in (0.85, 0.90):
