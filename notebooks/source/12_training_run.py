@@ -1042,8 +1042,8 @@ viz.show(fig, dpi=88, alt="Left: held-out loss above the floor over "
 # %% [markdown]
 # In section 12.7, after minutes, nobody could tell the two apart. After 24
 # million tokens the model with experts is nearer to the floor in every kind
-# of text, by a factor of about two in code, stories and notes, and by more
-# in sums and facts. It was nearer all the way, too.
+# of text, by a factor of two to two and a half in code, stories and notes,
+# and by more in sums and facts. It was nearer all the way, too.
 #
 # Mind what this comparison is. It is one run of each, so no spread is known
 # and the factors may well be others with another seed. Three things differ

@@ -1,12 +1,13 @@
 """The command that trains shipped models, and the shipped model itself."""
 
 import json
+import math
 
 import pytest
 import torch
 
 from minids3.config import get_config
-from minids3.data import PackedBatches, data_dir, entropy_floor, load_tokenizer
+from minids3.data import PackedBatches, data_dir, entropy_floor, load_split, load_tokenizer
 from minids3.data.fresh import stream_validation
 from minids3.infer import generate
 from minids3.model import Transformer, load_model, load_shipped
@@ -165,6 +166,21 @@ def test_a_shipped_model_is_what_its_notes_say(name, most, above):
     assert loss == pytest.approx(about["validation_loss_nats"], abs=2e-3)
     assert about["entropy_floor_nats"] == pytest.approx(entropy_floor(valid), abs=1e-4)
     assert loss < about["entropy_floor_nats"] + above
+    assert generate(model, load_tokenizer(), "", 40, temperature=0.7, seed=1).strip()
+
+
+def test_the_model_stopped_early_is_what_its_notes_say():
+    folder, about, model = shipped("mini_dense")
+    cfg = RECIPES["mini_dense"].train(None)
+    assert about["command"] == "python -m minids3.train mini_dense"
+    assert about["purpose"] == RECIPES["mini_dense"].purpose
+    assert about["steps"] == cfg.steps
+    assert model.num_parameters() == about["parameters"]
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= 10 * 2**20
+    valid = PackedBatches(load_split("validation"), cfg.batch_size, cfg.seq_len, seed=cfg.seed)
+    loss = evaluate(model, valid, cfg.eval_batches)
+    assert loss == pytest.approx(about["validation_loss_nats"], abs=2e-3)
+    assert about["entropy_floor_nats"] < loss < math.log(2048) / 4
     assert generate(model, load_tokenizer(), "", 40, temperature=0.7, seed=1).strip()
 
 
