@@ -5,7 +5,7 @@ gives it outputs in the middle of a larger buffer, poisoned all over, and looks 
 afterwards. A number that was never written still shows the poison, too, which is a NaN that no
 arithmetic makes. Inputs have margins as well, and in the interpreter every address is compared with
 the arguments before it is used (``kernels.watch``), so that a stray pointer ends the check and not
-the notebook.
+the notebook. Where there is a GPU, the interpreter sees each launch first (``first_look``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minids3.kernels.watch import POISON, watching
+from minids3.course.first_look import Look, first_look
+from minids3.kernels.watch import POISON, OutOfBounds, watching
 
 __all__ = ["Guarded", "is_library", "launch", "library_of", "poisoned"]
 
@@ -75,13 +76,16 @@ def launch(
     """Run ``fn[grid](*args, **constexprs)``: on the GPU if there is one, else interpreted.
 
     Tensors stay on the CPU for the check; for a GPU they are copied there and back. An error of the
-    interpreter is replaced by the one it wraps.
+    interpreter is replaced by the one it wraps. On a GPU a kernel that used memory of others in the
+    interpreter is not run, and one that left lanes undefined is judged by the interpreter's
+    numbers: those lanes may hold anything, and the right numbers by luck.
 
     Returns:
-        Whether a masked load left idle lanes undefined (known in the interpreter only).
+        Whether a masked load left idle lanes undefined.
 
     Raises:
         OutOfBounds: the kernel used memory of none of its arguments; what it wrote is kept.
+        NotImplementedError: it is still a stub.
     """
     from minids3.kernels.language import jit
     from minids3.kernels.launch import interpreted
@@ -90,8 +94,16 @@ def launch(
         fn()  # says what to do
     kernel: Any = fn if hasattr(fn, "run") and hasattr(fn, "arg_names") else jit(fn)
     if not interpreted():
-        _on_gpu(kernel, grid, args, constexprs)
-        return False
+        look = first_look(kernel, grid, args, constexprs) or Look()
+        if look.stub:
+            raise NotImplementedError
+        if not look.fault:
+            _on_gpu(kernel, grid, args, constexprs)
+        if look.fault or look.idle:
+            look.copy_to([a.buffer if isinstance(a, Guarded) else a for a in args])
+        if look.fault:
+            raise OutOfBounds(look.fault)
+        return look.idle
     homes = {id(a): _with_margins(a) for a in args if isinstance(a, Tensor)}
     given = [a.view if isinstance(a, Guarded) else homes.get(id(a), a) for a in args]
     try:

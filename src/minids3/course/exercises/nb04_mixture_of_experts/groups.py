@@ -204,8 +204,10 @@ def check_limit_groups(c):
     kept, tokens = n_group - 2, c.size(9, 12)
     experts = n_group * size
     choice = c.rand(tokens, experts) + 0.3 * c.randn(experts)
-    # One row for each way of ranking groups to differ: one star; two good ones; all middling.
+    # A row in which each way of ranking has a last group of its own: one star; two good ones; all
+    # middling. The other groups, one fewer than stay, are high in every ranking.
     made = torch.full((n_group, size), -0.5)
+    made[3:] = 2.0
     made[0, 0], made[1, :2], made[2] = 0.9, 0.7, 0.4
     choice[0] = made.flatten() + 0.01 * c.rand(experts)
     y = c.call(

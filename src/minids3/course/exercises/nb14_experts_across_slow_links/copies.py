@@ -226,8 +226,8 @@ def check_count_rows(c):
         label = "all experts in the own node: nothing over InfiniBand"
         c.equal(_ints(got), _counted(inside, home, share, gpus), label=label)
     with c.part():
-        far = torch.arange(share).expand(tokens, share)  # all on GPU 0
-        last = torch.full((tokens,), n_gpus - gpus)  # the last node's GPU of the same number
+        far = share + torch.arange(share).expand(tokens, share)  # all on GPU 1
+        last = torch.full((tokens,), n_gpus - gpus + 1)  # the last node's GPU of the same number
         got = c.call(far, last, experts, n_gpus, gpus, returns=2)
         label = "all experts where the copy enters: nothing over NVLink"
         c.equal(_ints(got), [tokens, 0], label=label)
