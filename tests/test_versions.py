@@ -86,6 +86,16 @@ def test_matrix_has_the_bounds_on_the_oldest(monkeypatch):
         versions.chosen(envs, ["3.9"])
 
 
+def test_versions_of_ones_choosing_are_tried_on_each_python(monkeypatch, capsys):
+    monkeypatch.setattr(environments, "pythons", lambda: {"3.10": "a", "3.12": "b"})
+    envs = environments.matrix(["torch==2.13.0", "numpy==2.1"])
+    assert [env.name for env in envs] == ["3.10-torch-2.13.0-numpy-2.1",
+                                          "3.12-torch-2.13.0-numpy-2.1"]  # fmt: skip
+    assert {env.constraints for env in envs} == {("torch==2.13.0", "numpy==2.1")}
+    assert versions.main(["matrix", "--with", "torch>=2.13"]) == 2
+    assert "'torch>=2.13' is no version of a package" in capsys.readouterr().err
+
+
 def test_this_python_is_found():
     found = environments.pythons()
     assert set(found) <= set(environments.SUPPORTED)

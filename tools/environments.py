@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,10 +105,26 @@ def lower_bounds(pyproject: str) -> tuple[str, ...]:
     )
 
 
-def matrix() -> list[Environment]:
-    """Return one environment for each Python found: the lower bounds on the oldest, newest else."""
+def matrix(given: Sequence[str] = ()) -> list[Environment]:
+    """Return one environment for each Python found: the lower bounds on the oldest, newest else.
+
+    Args:
+        given: versions for all of them instead, such as "torch==2.13.0"; the rest is the newest.
+
+    Raises:
+        ValueError: one of ``given`` is no "name==version".
+    """
     found = pythons()
     wants = ("-e", f"{ROOT}[test]")
+    for text in given:
+        if not re.fullmatch(r"[\w.-]+==[\w.+]+", text):
+            raise ValueError(f"{text!r} is no version of a package: write name==version")
+    if given:
+        end = "-".join(text.replace("==", "-") for text in given)
+        return [
+            Environment(f"{version}-{end}", place, tuple(given), wants)
+            for version, place in found.items()
+        ]
     return [
         Environment(f"{version}-lower", place, lower_bounds(_pyproject()), wants)
         if version == min(found, key=SUPPORTED.index)

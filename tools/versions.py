@@ -9,6 +9,7 @@ What is done is kept in build/versions, so that an interrupted run goes on; it c
 file under version control changes. What failed is tried again. Needs Python's own library alone::
 
     python tools/versions.py matrix --only 3.13 --quick
+    python tools/versions.py matrix --only 3.12 --with torch==2.13.0
     python tools/versions.py colab --notebooks 00 07 --tests "-k rope"
 
 A PyTorch without CUDA is smaller: ``PIP_EXTRA_INDEX_URL`` may name an index that has one.
@@ -155,7 +156,7 @@ def chosen(environments: Sequence[Environment], only: Sequence[str]) -> list[Env
 
 def run(args: argparse.Namespace) -> int:
     """Try what ``args`` ask for, print the table, and return the exit status."""
-    environments = [colab()] if args.what == "colab" else chosen(matrix(), args.only)
+    environments = [colab()] if args.what == "colab" else chosen(matrix(args.given), args.only)
     if not environments:
         raise ValueError("no Python from 3.10 to 3.13 was found on the path or in pyenv")
     tests = shlex.split(args.tests)
@@ -191,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     add: Any = parser.add_argument
     add("what", choices=["matrix", "colab"], help="Pythons found here, or Colab's versions")
     add("--only", nargs="+", default=[], metavar="3.13", help="these environments of the matrix")
+    add("--with", nargs="+", default=[], dest="given", metavar="torch==2.13.0", help="these versions")
     add("--notebooks", nargs="+", metavar="00", help="solved notebooks (colab: all, else a few)")
     add("--tests", default="", metavar='"-k rope"', help="arguments for pytest")
     add("--quick", action="store_true", help="a few folders of tests and a few notebooks")
