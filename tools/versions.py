@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     add: Any = parser.add_argument
     add("what", choices=["matrix", "colab"], help="Pythons found here, or Colab's versions")
     add("--only", nargs="+", default=[], metavar="3.13", help="these environments of the matrix")
-    add("--with", nargs="+", default=[], dest="given", metavar="torch==2.13.0", help="these versions")
+    add("--with", nargs="+", default=[], dest="given", metavar="A==1.2", help="these versions")
     add("--notebooks", nargs="+", metavar="00", help="solved notebooks (colab: all, else a few)")
     add("--tests", default="", metavar='"-k rope"', help="arguments for pytest")
     add("--quick", action="store_true", help="a few folders of tests and a few notebooks")
