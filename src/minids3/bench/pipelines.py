@@ -27,7 +27,7 @@ from minids3.sim.pipeline import (
     simulate,
 )
 
-__all__ = ["PLANS", "SECONDS", "MeasuredStep", "read_record", "run", "run_schedules"]
+__all__ = ["PLANS", "SECONDS", "MeasuredStep", "overlaps", "read_record", "run", "run_schedules"]
 
 _WIDTH, _HIDDEN, _ROWS = 12, 24, 4
 _KINDS = {"F": "FORWARD", "B": "FULL_BACKWARD", "I": "BACKWARD_INPUT", "W": "BACKWARD_WEIGHT"}
@@ -54,6 +54,13 @@ class MeasuredStep:
     loss_error: float
 
 
+def overlaps() -> bool:
+    """Whether PyTorch's pipelines can run a forward and a backward as one action."""
+    from torch.distributed.pipelining import schedules
+
+    return hasattr(schedules, "OVERLAP_F_B")
+
+
 def run_schedules(
     schedules: Mapping[str, Schedule],
     costs: Mapping[str, Costs],
@@ -70,6 +77,7 @@ def run_schedules(
 
     Raises:
         ValueError: schedules of several directions, or of unlike numbers of ranks.
+        RuntimeError: a schedule overlaps actions, and this PyTorch cannot (2.8 cannot).
         LaunchError: as ``parallel.launch.run``, which starts the processes.
     """
     from minids3.parallel import launch
@@ -78,6 +86,12 @@ def run_schedules(
     if len(ranks) != 1 or any(len(schedule.placement) > 1 for schedule in schedules.values()):
         raise ValueError("schedules must have one direction, and equally many ranks")
     (n_ranks,) = ranks
+    orders = [order for schedule in schedules.values() for order in schedule.orders]
+    if any(len(action.parts) > 1 for order in orders for action in order) and not overlaps():
+        raise RuntimeError(
+            f"torch {torch.__version__} has no overlapped actions in its pipelines (OVERLAP_F_B): "
+            "measure these schedules with a newer one"
+        )
     jobs = [
         (
             [[_told(action) for action in order] for order in schedule.orders],
