@@ -49,10 +49,10 @@ other = ["no>=1"]
 
 
 def test_promised_bounds_are_those_that_hold():
-    """Triton 3.3, torch 2.7's, has no TensorDescriptor; transformers 4.53 wants tokenizers 0.21."""
+    """Triton 3.3, torch 2.7's, has no TensorDescriptor; Colab has tokenizers 0.22."""
     found = environments.lower_bounds(PYPROJECT)
     assert "torch==2.8" in found
-    assert "tokenizers==0.21" in found
+    assert "tokenizers==0.22" in found
     triton = {bound.partition(";")[0] for bound in found if bound.startswith("triton")}
     assert triton == {"triton==3.4", "triton==3.5"}  # 3.5 is the first for ARM
 
@@ -81,6 +81,7 @@ def test_matrix_has_the_bounds_on_the_oldest(monkeypatch):
     assert [env.name for env in envs] == ["3.10-lower", "3.12-newest", "3.13-newest"]
     assert "torch==2.8" in envs[0].constraints
     assert envs[1].constraints == ()
+    assert [env.wants[1].rpartition("[")[2] for env in envs] == ["tools]", "test]", "test]"]
     assert [e.name for e in versions.chosen(envs, ["3.13"])] == ["3.13-newest"]
     with pytest.raises(ValueError, match=r"starts with '3\.9'; there are: 3\.10-lower, 3"):
         versions.chosen(envs, ["3.9"])

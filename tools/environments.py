@@ -108,6 +108,9 @@ def lower_bounds(pyproject: str) -> tuple[str, ...]:
 def matrix(given: Sequence[str] = ()) -> list[Environment]:
     """Return one environment for each Python found: the lower bounds on the oldest, newest else.
 
+    With the lower bounds there is no transformers: those of its versions that the tests compare
+    with need newer packages than minids3 does.
+
     Args:
         given: versions for all of them instead, such as "torch==2.13.0"; the rest is the newest.
 
@@ -125,8 +128,9 @@ def matrix(given: Sequence[str] = ()) -> list[Environment]:
             Environment(f"{version}-{end}", place, tuple(given), wants)
             for version, place in found.items()
         ]
+    fewer = ("-e", f"{ROOT}[tools]")
     return [
-        Environment(f"{version}-lower", place, lower_bounds(_pyproject()), wants)
+        Environment(f"{version}-lower", place, lower_bounds(_pyproject()), fewer)
         if version == min(found, key=SUPPORTED.index)
         else Environment(f"{version}-newest", place, (), wants)
         for version, place in found.items()

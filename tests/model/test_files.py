@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pathlib
 import shutil
 import threading
 
@@ -172,7 +173,10 @@ def kill_everywhere(monkeypatch, folder, copies, save):
     copies.mkdir()
     with monkeypatch.context() as patch:
         for name in ("replace", "unlink", "mkdir", "rmdir"):
-            patch.setattr(os, name, watched(getattr(os, name)))
+            step = watched(getattr(os, name))
+            patch.setattr(os, name, step)
+            if own := getattr(pathlib, "_NormalAccessor", None):  # Python 3.10's paths
+                patch.setattr(own, name, staticmethod(step))
         patch.setattr("minids3.model.files.save_file", half_written)
         save()
     copy()
