@@ -1050,7 +1050,9 @@ viz.play(tiles_and_waste, n=(1, 128, 1), block=[4, 8, 16, 32, 64])
 #   code. Registers and spills above are from that step, for the versions
 #   installed here.
 # - Unmasked *loads* were not on show. They read what does not belong to
-#   them, and on a GPU may end the whole process.
+#   them, and on a GPU may end the whole process. Before a check runs your
+#   kernel on a GPU, the interpreter compares every address, in a process of
+#   its own; your other cells have no such guard.
 #
 # ## References
 #
