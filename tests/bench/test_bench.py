@@ -1,5 +1,6 @@
 """The arithmetic of benchmarks and their command; nothing here looks at a measured time."""
 
+import importlib.util
 import json
 
 import pytest
@@ -33,6 +34,12 @@ def test_environment_names_what_a_figure_depends_on():
     assert {"date", "device", "threads", "python", "torch"} <= set(found)
 
 
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="needs transformers, the peer"
+)
+
+
+@needs_transformers
 def test_both_sides_of_the_model_benchmark_do_the_same_work():
     model, hf = model_bench.build("cpu", torch.float32)
     inputs, targets = model_bench._batch("cpu")
@@ -46,6 +53,7 @@ def test_both_sides_of_the_model_benchmark_do_the_same_work():
     assert (ours == theirs).float().mean() > 0.9
 
 
+@needs_transformers
 def test_command_writes_json_and_explains_a_missing_peer(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(model_bench, "run", lambda device, rounds: {"rounds": rounds})
     assert main(["model", "--rounds", "2", "--json", str(tmp_path / "r.json")]) == 0
@@ -61,6 +69,7 @@ def test_command_writes_json_and_explains_a_missing_peer(tmp_path, monkeypatch, 
         main(["nothing"])
 
 
+@needs_transformers
 def test_records_go_where_notebooks_look(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIDS3_DATA", str(tmp_path))
     monkeypatch.setattr(model_bench, "run", lambda device, rounds: {"rounds": rounds})

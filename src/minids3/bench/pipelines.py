@@ -189,6 +189,8 @@ def _one_step(
         PipelineStage(module, stage, n_stages, torch.device("cpu"))
         for stage, module in zip(mine, modules, strict=True)
     ]
+    for stage in stages:  # no greeting of neighbours: torch 2.11 greets oneself, too, in a V
+        stage._get_init_p2p_neighbors_ops = list  # type: ignore[method-assign]
     runtime = pipelining._PipelineScheduleRuntime(
         stages, n_microbatches, loss_fn=_loss, scale_grads=False
     )
