@@ -161,7 +161,7 @@ def _distribution(results: list[SubmissionResult]) -> str:
         return ""
     bins = _bins(there, most)
     top = max(n for *_, n in bins)
-    left, right, base, high = 40, 860, 210, 170
+    left, right, base, high = 40, 860, 226, 170
     step = (right - left) / len(bins)
     marks, counts = [], []
     for k, (low, up, n) in enumerate(bins):
@@ -187,12 +187,12 @@ def _distribution(results: list[SubmissionResult]) -> str:
     anchor = "end" if x > right - 90 else "start"
     shift = -6 if anchor == "end" else 6
     marks.append(
-        f'<line class="median" x1="{x:.1f}" y1="12" x2="{x:.1f}" y2="{base}"/>'
-        f'<text x="{x + shift:.1f}" y="22" text-anchor="{anchor}">median {number(middle)}</text>'
+        f'<line class="median" x1="{x:.1f}" y1="6" x2="{x:.1f}" y2="{base}"/>'
+        f'<text x="{x + shift:.1f}" y="18" text-anchor="{anchor}">median {number(middle)}</text>'
     )
     words = "; ".join(f"{number(a)} to {number(b)} points: {n}" for a, b, n in bins if n)
     drawn = (
-        f'<svg viewBox="0 0 900 256" role="img" aria-label="Students by points. {esc(words)}">'
+        f'<svg viewBox="0 0 900 272" role="img" aria-label="Students by points. {esc(words)}">'
         f'<line class="grid" x1="{left}" y1="{base}" x2="{right}" y2="{base}"/>'
         f"{''.join(marks + counts)}"  # counts last: the median's line passes behind them
         f'<text x="{(left + right) / 2}" y="{base + 42}" text-anchor="middle">points of '
