@@ -261,7 +261,7 @@ for name, losses in places.items():
     role, mark = looks[name]
     ax.plot(middle, losses, mark, color=viz.COLORS[role], ms=4, label=name)
 ax.axvline(SHORT, color="0.5", lw=1, ls=":")
-ax.annotate("trained up to here", (SHORT, 3.3), (4, 0), fontsize=8,
+ax.annotate("trained up to here", (SHORT, 0.12), (4, 0), fontsize=8,
             textcoords="offset points", color=viz.COLORS["muted"])
 ax.set(xlabel="position", ylabel="loss (nats per token)", ylim=(0, 3.6))
 ax.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.52))
