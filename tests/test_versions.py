@@ -49,12 +49,12 @@ other = ["no>=1"]
 
 
 def test_promised_bounds_are_those_that_hold():
-    """Triton 3.3, torch 2.7's, has no TensorDescriptor; Colab has tokenizers 0.22."""
+    """Those of Colab: with torch 2.8 and Triton 3.4 many tests fail ('make versions')."""
     found = environments.lower_bounds(PYPROJECT)
-    assert "torch==2.8" in found
+    assert "torch==2.11" in found
     assert "tokenizers==0.22" in found
     triton = {bound.partition(";")[0] for bound in found if bound.startswith("triton")}
-    assert triton == {"triton==3.4", "triton==3.5"}  # 3.5 is the first for ARM
+    assert triton == {"triton==3.6"}
 
 
 def test_pins_meet_the_bounds():
@@ -79,7 +79,7 @@ def test_matrix_has_the_bounds_on_the_oldest(monkeypatch):
     monkeypatch.setattr(environments, "pythons", lambda: {"3.10": "a", "3.12": "b", "3.13": "c"})
     envs = environments.matrix()
     assert [env.name for env in envs] == ["3.10-lower", "3.12-newest", "3.13-newest"]
-    assert "torch==2.8" in envs[0].constraints
+    assert "torch==2.11" in envs[0].constraints
     assert envs[1].constraints == ()
     assert [env.wants[1].rpartition("[")[2] for env in envs] == ["tools]", "test]", "test]"]
     assert [e.name for e in versions.chosen(envs, ["3.13"])] == ["3.13-newest"]

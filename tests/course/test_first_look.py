@@ -22,14 +22,14 @@ def kernel(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
 GOOD = "tl.store(out_ptr + i, tl.load(x_ptr + i, mask=i < n) + 1, mask=i < n)"
 
 
-def cell(body, head=HEAD, **names):
+def cell(body, head=HEAD, name="kernel", **names):
     """Run a cell as a notebook does: its text is in no file."""
     text = textwrap.dedent(head).lstrip() + textwrap.indent(textwrap.dedent(body), "    ")
-    name = f"/nowhere/ipykernel_1/{next(NUMBERS)}.py"
-    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
+    file = f"/nowhere/ipykernel_1/{next(NUMBERS)}.py"
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
     space = {"__name__": "__main__", "triton": triton, "tl": tl, **names}
-    exec(compile(text, name, "exec"), space)
-    return space["kernel"]
+    exec(compile(text, file, "exec"), space)
+    return space[name]
 
 
 @pytest.fixture
@@ -114,7 +114,8 @@ def test_other_errors_are_for_the_gpu_to_tell(on_gpu, body):
 
 
 def test_a_kernel_takes_along_what_it_uses():
-    helper = cell("return x + ONE", "@triton.jit\ndef kernel(x):\n", ONE=tl.constexpr(1))
+    head = "@triton.jit\ndef plus(x):\n"
+    helper = cell("return x + ONE", head, "plus", ONE=tl.constexpr(1))
     kernel = cell(GOOD.replace("tl.load(", "helper(tl.load(").replace(" + 1,", "),"), helper=helper)
     seen = look(kernel)
     assert seen.fault == ""

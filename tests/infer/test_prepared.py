@@ -211,8 +211,7 @@ def test_the_whole_step_is_one_graph_and_compiled_once(name, monkeypatch):
     assert torch.equal(
         generate_ids(model, ids[:, :4], 7, compile=True), by_the_model(model, ids[:, :4], 7)
     )
-    # PyTorch 2.8 compiles it three times: still not once a token.
-    assert counter.frame_count == 1 or (torch.__version__ < "2.9" and counter.frame_count <= 3)
+    assert counter.frame_count == 1
 
 
 def test_without_a_compiler_it_says_so():

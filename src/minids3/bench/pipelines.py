@@ -27,7 +27,7 @@ from minids3.sim.pipeline import (
     simulate,
 )
 
-__all__ = ["PLANS", "SECONDS", "MeasuredStep", "overlaps", "read_record", "run", "run_schedules"]
+__all__ = ["PLANS", "SECONDS", "MeasuredStep", "read_record", "run", "run_schedules"]
 
 _WIDTH, _HIDDEN, _ROWS = 12, 24, 4
 _KINDS = {"F": "FORWARD", "B": "FULL_BACKWARD", "I": "BACKWARD_INPUT", "W": "BACKWARD_WEIGHT"}
@@ -54,13 +54,6 @@ class MeasuredStep:
     loss_error: float
 
 
-def overlaps() -> bool:
-    """Whether PyTorch's pipelines can run a forward and a backward as one action."""
-    from torch.distributed.pipelining import schedules
-
-    return hasattr(schedules, "OVERLAP_F_B")
-
-
 def run_schedules(
     schedules: Mapping[str, Schedule],
     costs: Mapping[str, Costs],
@@ -77,7 +70,6 @@ def run_schedules(
 
     Raises:
         ValueError: schedules of several directions, or of unlike numbers of ranks.
-        RuntimeError: a schedule overlaps actions, and this PyTorch cannot (2.8 cannot).
         LaunchError: as ``parallel.launch.run``, which starts the processes.
     """
     from minids3.parallel import launch
@@ -86,12 +78,6 @@ def run_schedules(
     if len(ranks) != 1 or any(len(schedule.placement) > 1 for schedule in schedules.values()):
         raise ValueError("schedules must have one direction, and equally many ranks")
     (n_ranks,) = ranks
-    orders = [order for schedule in schedules.values() for order in schedule.orders]
-    if any(len(action.parts) > 1 for order in orders for action in order) and not overlaps():
-        raise RuntimeError(
-            f"torch {torch.__version__} has no overlapped actions in its pipelines (OVERLAP_F_B): "
-            "measure these schedules with a newer one"
-        )
     jobs = [
         (
             [[_told(action) for action in order] for order in schedule.orders],
@@ -181,6 +167,8 @@ def _one_step(
     from torch.distributed.pipelining import PipelineStage
     from torch.distributed.pipelining import schedules as pipelining
 
+    from minids3.parallel.pipeline import greet_nobody
+
     rank = dist.get_rank()
     mine = sorted({stage for _, stage, _, _ in steps[rank]})
     depth = 2 * len(orders) // n_stages  # the same layers in all, however they are cut
@@ -189,8 +177,8 @@ def _one_step(
         PipelineStage(module, stage, n_stages, torch.device("cpu"))
         for stage, module in zip(mine, modules, strict=True)
     ]
-    for stage in stages:  # no greeting of neighbours: torch 2.11 greets oneself, too, in a V
-        stage._get_init_p2p_neighbors_ops = list  # type: ignore[method-assign]
+    for stage in stages:
+        greet_nobody(stage)
     runtime = pipelining._PipelineScheduleRuntime(
         stages, n_microbatches, loss_fn=_loss, scale_grads=False
     )

@@ -11,21 +11,21 @@ cannot do is left to the GPU.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import importlib
-import io
-import linecache
 import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from minids3.kernels.source import locate
 
 __all__ = ["LIMIT", "Look", "first_look", "serve"]
 
@@ -61,57 +61,11 @@ def first_look(
         What was seen, or None where the interpreter cannot tell: it does not know an operation, it
         took more than ``LIMIT``, or the kernel uses something that no other process can have.
     """
-    try:
-        message = _packed((kernel, tuple(grid), tuple(args), constexprs))
-    except Exception:  # a thread's lock, an open file: whatever a notebook may hold
-        return None
-    return _PROCESS.ask(message)
+    return _PROCESS.look(kernel, (tuple(grid), tuple(args), constexprs))
 
 
 def _tensors(args: Sequence[Any]) -> list[Tensor]:
     return [t for a in args if isinstance(t := getattr(a, "buffer", a), Tensor)]
-
-
-def _packed(launch: Any) -> bytes:
-    """Pickle a launch, with the text of cells, which Triton reads and no file holds."""
-    import cloudpickle
-
-    texts: dict[str, list[str]] = {}
-
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, types.FunctionType):
-                name = obj.__code__.co_filename
-                if name in linecache.cache and not os.path.exists(name):
-                    texts[name] = linecache.getlines(name)
-            elif type(obj).__module__.startswith("triton.runtime.") and hasattr(obj, "fn"):
-                path = (obj.fn.__module__, obj.fn.__qualname__)
-                if _found(*path) is obj:
-                    return _found, path
-                return _kernel, (obj.fn,)
-            return super().reducer_override(obj)
-
-    body = io.BytesIO()
-    Pickler(body).dump(launch)
-    return pickle.dumps((texts, body.getvalue()))
-
-
-def _found(module: str, name: str) -> Any:
-    """Return a module's own object of that name, or None."""
-    if module == "__main__":
-        return None
-    with contextlib.suppress(ImportError):
-        return getattr(importlib.import_module(module), name, None)
-    return None
-
-
-def _kernel(fn: Any) -> Any:
-    from minids3.kernels.language import jit, tl
-
-    if not isinstance(fn, types.FunctionType):
-        return fn
-    fn.__globals__.setdefault("tl", tl)  # a function takes along the names that it uses alone,
-    return jit(fn)  # and the interpreter looks for this one in all of them
 
 
 class _Process:
@@ -119,19 +73,25 @@ class _Process:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # kernels of cells, as files
 
-    def ask(self, message: bytes) -> Look | None:
-        """Have a launch looked at; None if the process ended over it, or took too long."""
+    def look(self, kernel: Any, launch: tuple[Any, ...]) -> Look | None:
+        """Have a launch looked at; None if the process cannot, ended over it, or took too long."""
         child = self._started()
         assert child.stdin is not None
         assert child.stdout is not None
+        assert self._folder is not None
+        try:
+            place = locate(kernel, Path(self._folder.name))
+        except (OSError, TypeError, ValueError):  # its text is in no cell
+            return None
         watchdog = threading.Timer(LIMIT, child.kill)
         watchdog.start()
         try:
-            child.stdin.write(message)
+            child.stdin.write(pickle.dumps((place, launch)))
             child.stdin.flush()
             return pickle.load(child.stdout)  # type: ignore[no-any-return]
-        except (OSError, EOFError, pickle.UnpicklingError):
+        except (OSError, EOFError, pickle.PickleError):
             self.end()
             return None
         except BaseException:  # Ctrl-C: its answer would be taken for that of the next launch
@@ -143,6 +103,7 @@ class _Process:
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
             self.end()
+            self._folder = tempfile.TemporaryDirectory(prefix="minids3-kernels-")
             self._child = subprocess.Popen(
                 [sys.executable, "-c", "from minids3.course.first_look import serve; serve()"],
                 stdin=subprocess.PIPE,
@@ -158,6 +119,9 @@ class _Process:
             self._child.kill()
             self._child.communicate()
             self._child = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
 
 _PROCESS = _Process()
@@ -170,25 +134,25 @@ def serve() -> None:
     os.dup2(2, 1)
     while True:
         try:
-            texts, body = pickle.load(sys.stdin.buffer)
+            place, (grid, args, constexprs) = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        replies.write(pickle.dumps(_looked(texts, body)))
+        replies.write(pickle.dumps(_looked(place, grid, args, constexprs)))
         replies.flush()
 
 
-def _looked(texts: dict[str, list[str]], body: bytes) -> Look | None:
+def _looked(
+    place: dict[str, str], grid: Sequence[int], args: Sequence[Any], constexprs: dict[str, Any]
+) -> Look | None:
     from minids3.course.launching import launch
     from minids3.kernels.watch import OutOfBounds
 
-    for name, lines in texts.items():
-        linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
-    try:
-        kernel, grid, args, constexprs = pickle.loads(body)
-    except Exception:  # it needs what only the notebook has
-        return None
+    if place["path"] not in ("", *sys.path):
+        sys.path.insert(0, place["path"])
+    importlib.invalidate_caches()  # the file may be younger than the folder's last listing
     look = Look()
     try:
+        kernel = getattr(importlib.import_module(place["module"]), place["attribute"])
         look.idle = launch(kernel, grid, args, constexprs)
     except OutOfBounds as error:
         look.fault = str(error)
@@ -196,7 +160,7 @@ def _looked(texts: dict[str, list[str]], body: bytes) -> Look | None:
         if str(error):  # the interpreter's own: something that it does not know
             return None
         look.stub = True
-    except Exception:  # the GPU will tell, and its words count
+    except Exception:  # the GPU will tell, and its words count; or it uses what no file has
         return None
     look.written = _tensors(args)
     return look

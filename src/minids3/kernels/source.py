@@ -45,6 +45,9 @@ def _write(fn: Any, lines: list[str], done: set[str]) -> None:
             lines.append(f"from {inner.__module__} import {inner.__name__} as {name}")
         elif inner is not None:
             _write(inner, lines, done)
+            if name != inner.__name__:  # the notebook calls it by another name
+                done.add(name)
+                lines.append(f"{name} = {inner.__name__}")
         elif isinstance(getattr(value, "value", value), bool | int | float | str):
             done.add(name)
             constant = repr(getattr(value, "value", value))

@@ -24,7 +24,15 @@ from minids3.nn import record_routing
 from minids3.ref.loss import IGNORE_INDEX
 from minids3.train.balance import expert_load, sequence_balance_loss
 
-__all__ = ["Objective", "Pipeline", "ScheduleName", "Stage", "cut_layers", "least_microbatches"]
+__all__ = [
+    "Objective",
+    "Pipeline",
+    "ScheduleName",
+    "Stage",
+    "cut_layers",
+    "greet_nobody",
+    "least_microbatches",
+]
 
 ScheduleName = Literal["1f1b", "zb1p", "zbv", "dualpipev"]
 _V = ("zbv", "dualpipev")
@@ -70,6 +78,16 @@ def cut_layers(n_layers: int, n_stages: int) -> list[range]:
 def least_microbatches(schedule: ScheduleName, n_ranks: int) -> int:
     """The fewest micro-batches that PyTorch's schedule runs without a hole."""
     return 2 * n_ranks if schedule in _V else n_ranks
+
+
+def greet_nobody(part: Any) -> None:
+    """Have a ``PipelineStage`` send its neighbours no greeting before the first step.
+
+    It makes NCCL's connections. Gloo has them already, and in a V a rank is its own neighbour: up
+    to PyTorch 2.11 it greets itself, and fails.
+    """
+    if dist.get_backend(part.group) == "gloo":
+        part._get_init_p2p_neighbors_ops = list
 
 
 class _AddGradient(torch.autograd.Function):
@@ -302,8 +320,9 @@ class Pipeline:
                 input_args=given,
                 output_args=gives,
                 group=self.group,
-                dw_builder=_backward_at_once if stage.last and self._cannot_split else None,
+                dw_builder=_backward_at_once if self._cannot_split(stage) else None,
             )
+            greet_nobody(part)
             if self.record:
                 _record_spans(part, self)
             parts.append(part)
@@ -313,16 +332,16 @@ class Pipeline:
         )
         self._ready = wanted
 
-    @property
-    def _cannot_split(self) -> bool:
-        """Whether the last stage has to do its W together with its I.
+    def _cannot_split(self, stage: Stage) -> bool:
+        """Whether a stage has to do its W together with its I.
 
-        It uses the head's weight once for itself and once for each MTP module. Splitting the
-        backward pass of a weight with several uses fails if one is the embedding's, and counts it
-        twice in PyTorch before 2.13 (pytorch#180952).
+        The last one uses the head's weight once for itself and once for each MTP module. Splitting
+        the backward pass of a weight with several uses fails if one is the embedding's, and counts
+        it twice in PyTorch before 2.13 (pytorch#180952). Before 2.13 the nodes of functions written
+        in Python, as ours are, do not always live until the W that needs them, either.
         """
-        tied = self.model.config.tie_word_embeddings
-        return tied or (len(self.model.mtp) > 0 and _torch_version() < (2, 13))
+        tied = stage.last and self.model.config.tie_word_embeddings
+        return tied or _torch_version() < (2, 13)
 
     def _shapes(
         self, stage: Stage, rows: int, length: int, objective: Objective

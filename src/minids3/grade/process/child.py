@@ -76,9 +76,10 @@ class Child:
             return None
         pid, self._pid = self._pid, None
         self._channel.close()
-        ended = self._zygote.end(pid)
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        return ended
+        try:
+            return self._zygote.end(pid)
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _cpu(self) -> float:
         """Return the processor time that the child has used, in seconds; -1 if nobody knows."""

@@ -114,8 +114,10 @@ class Zygote:
             ours.settimeout(120)
             hello = wire.receive(ours)
         except (wire.Broken, OSError) as error:
+            shutil.rmtree(scratch, ignore_errors=True)
             raise GraderFault(f"no process for a student's code: {error}") from None
         if "inside" not in hello:
+            shutil.rmtree(scratch, ignore_errors=True)
             raise GraderFault(str(hello.get("fault", "the sandbox failed")))
         ours.settimeout(None)
         return pid, ours, scratch
