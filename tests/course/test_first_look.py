@@ -7,9 +7,9 @@ import threading
 
 import pytest
 import torch
+from kernel_check import run
 
 from minids3.course import first_look, launching
-from minids3.course.checker import Checker, Stop
 from minids3.course.first_look import _PROCESS
 from minids3.kernels.language import jit, tl, triton
 
@@ -45,19 +45,6 @@ def on_gpu(monkeypatch):
     monkeypatch.setattr("minids3.kernels.launch.interpreted", lambda: False)
     monkeypatch.setattr(launching, "_on_gpu", run)
     return ran
-
-
-def run(fn):
-    c = Checker("triton-x", fn, labels=["runs", "all written", "nothing else", "values"])
-    x, out = c.randn(10), c.guarded(10)
-    try:
-        c.launch((2,), x, out, 10, label="runs", BLOCK=8)
-        c.true(out.written(), "all written")
-        c.true(out.untouched(), "nothing else", "it wrote past the end")
-        c.close(out.view, x + 1, label="values")
-    except Stop:
-        pass
-    return c
 
 
 def look(fn):

@@ -4,9 +4,9 @@ import warnings
 
 import pytest
 import torch
+from kernel_check import run
 
 from minids3.course.check import placeholder
-from minids3.course.checker import Checker, Stop
 from minids3.course.launching import Guarded, launch
 from minids3.kernels.language import jit, tl
 from minids3.kernels.watch import OutOfBounds
@@ -34,19 +34,6 @@ def stub(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
 def broken(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     tl.store(out_ptr + i, undefined + i)  # noqa: F821
-
-
-def run(fn):
-    c = Checker("triton-x", fn, labels=["runs", "all written", "nothing else", "values"])
-    x, out = c.randn(10), c.guarded(10)
-    try:
-        c.launch((2,), x, out, 10, label="runs", BLOCK=8)
-        c.true(out.written(), "all written")
-        c.true(out.untouched(), "nothing else", "it wrote past the end")
-        c.close(out.view, x + 1, label="values")
-    except Stop:
-        pass
-    return c
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jit], ids=["plain", "jit"])
