@@ -149,7 +149,9 @@ def lacking(env: Environment, files: Sequence[Path]) -> dict[Path, set[str]]:
                 needs[file].add(name)
                 if (beside := TESTS / f"{name}.py").exists():  # such as deepseek_twin
                     todo.append(beside)
-    own = {path.stem for path in TESTS.iterdir()} | {"minids3", *sys.stdlib_module_names}
+    folders = (TESTS, Path(__file__).parent)
+    own = {path.stem for folder in folders for path in folder.iterdir()}
+    own |= {"minids3", *sys.stdlib_module_names}
     asked = sorted(set().union(*needs.values()) - own)
     done = subprocess.run(
         [str(env.bin), "-c", FIND, *asked], capture_output=True, text=True, check=True, cwd="/"
