@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -96,6 +97,8 @@ def test_the_package_says_that_it_is_typed():
 def test_a_users_script_and_the_package_pass_mypy():
     """Half a minute on one core the first time, seconds from ``.mypy_cache`` afterwards."""
     pytest.importorskip("mypy")
+    if torch.__version__ < "2.13":
+        pytest.skip("PyTorch's own types of backward() were others before 2.13")
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Success: no issues found" in done.stdout
