@@ -1,10 +1,12 @@
 """The checker on functions made to provoke it."""
 
+import numpy as np
 import pytest
 import torch
 
 from minids3.course import check
 from minids3.course.check import CheckFailed, format_report
+from minids3.course.compare import difference, resembles
 from minids3.course.registry import Alternative, Exercise, Mutant, UnknownExercise, get
 from minids3.course.run import run_check
 
@@ -156,16 +158,47 @@ def test_values_told_with_the_first_index():
         ({"a": [1, 2]}, {"a": [1, 3]}, "at ['a'][1] it is 2, expected 3"),
         ("ab", "ac", "it is 'ab', expected 'ac'"),
         (3, [3], "it is an int, expected a list of 1"),
+        (torch.tensor([3]), 3, "it is a tensor of shape [1], expected a single value"),
+        (torch.tensor([True]), True, "it is a tensor of shape [1], expected a single value"),
         (float("nan"), 1.0, "it is nan, expected 1"),
         (1.0, 1.5, "it is 1, expected 1.5"),
         (torch.tensor([1, 2]), torch.tensor([1, 3]), "at [1] it is 2, expected 3"),
     ],
 )
 def test_differences(got, expected, words):
-    from minids3.course.compare import difference
-
     assert words in difference(got, expected, 1e-6, 1e-6)
     assert difference(expected, expected, 0, 0) == ""
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "alike"),
+    [
+        (torch.tensor([1.5, 2.0]), torch.tensor([1.5, 2.0]).double(), True),
+        (torch.tensor([1, 2]), torch.tensor([1.0, 2.0]), True),
+        (torch.tensor([1, 2]), torch.tensor([1, 2], dtype=torch.uint8), True),
+        ([1, (2.0, "a")], (1.0, [2, "a"]), True),
+        ({"n": torch.tensor(3)}, {"n": 3}, True),
+        (np.array([1.0, 2.0]), torch.tensor([1.0, 2.0]), True),
+        (np.float64(0.5), 0.5, True),
+        (float("nan"), torch.tensor(float("nan")), True),
+        (1_000_000, 1_000_001, False),
+        (torch.tensor([1_000_000]), torch.tensor([1_000_001]), False),
+        (10**400, 1e300, False),
+        (torch.tensor([1.5]).bfloat16(), torch.tensor([1.5]), False),
+        (torch.tensor([True]), torch.tensor([1]), False),
+        (True, 1, False),
+        (torch.zeros(2, 1), torch.zeros(2), False),
+        ([1, 2], [1, 2, 3], False),
+        ([1], torch.tensor([1]), False),
+        ("1", 1, False),
+    ],
+)
+def test_what_resembles_what(a, b, alike):
+    assert resembles(a, b, 1e-4, 1e-6) is resembles(b, a, 1e-4, 1e-6) is alike
+
+
+def test_a_known_mistake_is_told_whatever_its_dtype():
+    assert run_check(EX, lambda x, k=2: x.double() * 2).mutant == "ignores_k"
 
 
 def test_the_global_generators_are_left_alone():

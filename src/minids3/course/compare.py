@@ -14,6 +14,7 @@ __all__ = [
     "describe",
     "difference",
     "dtype_name",
+    "resembles",
     "same",
     "same_form",
     "shape_text",
@@ -98,7 +99,9 @@ def difference(got: Any, expected: Any, rtol: float, atol: float, where: str = "
             return f"{at}it is {describe(got)}, expected a tensor"
         text = tensor_difference(got, expected, rtol, atol)
         return f"in {where}, {text}" if where and text else text
-    if isinstance(got, Tensor) and isinstance(expected, bool | int | float) and got.numel() == 1:
+    if isinstance(got, Tensor) and isinstance(expected, bool | int | float):
+        if got.ndim:
+            return f"{at}it is {describe(got)}, expected a single value"
         got = got.item()
     if isinstance(expected, bool):
         return "" if got == expected else f"{at}it is {_value(got)}, expected {expected}"
@@ -198,6 +201,40 @@ def same(a: Any, b: Any, rtol: float, atol: float) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return same(torch.as_tensor(a), torch.as_tensor(b), rtol, atol)
     return type(a) is type(b) and bool(a == b)
+
+
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_REAL = (torch.float32, torch.float64)
+
+
+def _form(value: Any) -> Any:
+    """Return a value in the form in which ``resembles`` compares it."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = torch.as_tensor(value)
+    if isinstance(value, Tensor) and value.dtype in (*_WHOLE, *_REAL):
+        value = value.to(torch.int64 if value.dtype in _WHOLE else torch.float64)
+        return value if value.ndim else value.item()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def resembles(a: Any, b: Any, rtol: float, atol: float) -> bool:
+    """Whether two nested values hold equal numbers within the tolerance, in whatever form.
+
+    The form is fp32, fp64 or integers; an array, a tensor or a number; a list or a tuple. Whole
+    numbers are compared exactly. Booleans, and dtypes that round more, are only like themselves.
+    """
+    a, b = _form(a), _form(b)
+    if isinstance(a, list) and isinstance(b, list):
+        pairs = zip(a, b, strict=False)
+        return len(a) == len(b) and all(resembles(x, y, rtol, atol) for x, y in pairs)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(resembles(a[k], b[k], rtol, atol) for k in a)
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if {a.dtype, b.dtype} == {torch.int64, torch.float64}:
+            a, b = a.double(), b.double()
+    elif {type(a), type(b)} == {int, float} and max(abs(a), abs(b)) < 2**53:
+        a, b = float(a), float(b)
+    return same(a, b, rtol, atol)
 
 
 def snapshot(value: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from minids3.course.checker import Checker, Item, Stop
-from minids3.course.compare import describe, same
+from minids3.course.compare import describe, resembles
 from minids3.course.registry import Exercise, Mutant
 
 __all__ = [
@@ -154,7 +154,7 @@ def passed_by_mutants(exercise: Exercise) -> list[set[int]]:
 def _equal(twin: Checker, c: Checker) -> bool:
     """Whether both runs gave the same outcomes and the same outputs throughout."""
     statuses = [[(i.label, i.status) for i in run.items] for run in (twin, c)]
-    return statuses[0] == statuses[1] and same(twin.outputs, c.outputs, 1e-4, 1e-6)
+    return statuses[0] == statuses[1] and resembles(twin.outputs, c.outputs, 1e-4, 1e-6)
 
 
 def _rests_on(c: Checker, item: Item) -> list[Any]:
@@ -177,7 +177,7 @@ def _contains(twin: Checker, c: Checker) -> bool:
         if other.status == "ok":
             return False
         a, b = _rests_on(twin, item), _rests_on(c, other)
-        if not a or not same(a, b, 1e-3, 1e-5):
+        if not a or not resembles(a, b, 1e-3, 1e-5):
             others += 1
         elif not (isinstance(a[-1], tuple) and a[-1][:1] == ("raised",)):
             shared.append(item.label)

@@ -38,6 +38,16 @@ def _same_way(grads, sent):
     return [torch.cat([parts[i][j] for i in ranks]) for j in ranks]
 
 
+def _same_way_sliced(grads, sent):
+    out = [[] for _ in sent]
+    for grad, row in zip(grads, sent, strict=True):
+        at = 0
+        for j, n in enumerate(row):
+            out[j].append(grad[at : at + n])
+            at += n
+    return [torch.cat(rows) for rows in out]
+
+
 def _last_first(grads, sent):
     ranks, parts = _parts(grads, sent)
     return [torch.cat([parts[j][i] for j in reversed(ranks)]) for i in ranks]
@@ -119,6 +129,13 @@ def _one_tensor(grads, sent):
             "goes back to i: rows and columns of `sent` change places.",
         ),
         Mutant(
+            "same_way_sliced",
+            _same_way_sliced,
+            "You cut the gradients as the tokens had been cut. Here process j holds sent[i][j] "
+            "rows"
+            "that came from i, one stretch for each i, and they go back there.",
+        ),
+        Mutant(
             "last_first",
             _last_first,
             "The stretches are in reverse. Process i had sent those for process 0 first.",
@@ -183,6 +200,11 @@ def check_exchange_backward(c):
         grads = _grads(c, holes, width)
         got = list(c.call(grads, holes))
         c.close(got, _expected(grads, holes), label="empty stretches, and a process without tokens")
+    with c.part():
+        wide = [g.double() / 3 for g in _grads(c, sent, width)]
+        got = list(c.call(wide, sent))
+        label = "float64 stays float64"
+        c.close(got, _expected(wide, sent), label=label, rtol=1e-14, atol=0)
     with c.part():
         alone = c.randn(4, width)
         c.close(list(c.call([alone], [[4]])), [alone], label="one process: nothing moves")

@@ -98,6 +98,16 @@ def _enters_at_first(indices, home, n_experts, n_gpus, gpus_per_node):
     return int((nodes & ~own).sum()), int((needed & ~enters).sum())
 
 
+def _entry_needs_it(indices, home, n_experts, n_gpus, gpus_per_node):
+    _, needed, nodes, own, _, _ = _tables(indices, home, n_experts, n_gpus, gpus_per_node)
+    return int((nodes & ~own).sum()), int(needed.sum() - nodes.sum())
+
+
+def _home_has_one(indices, home, n_experts, n_gpus, gpus_per_node):
+    _, needed, nodes, _, _, enters = _tables(indices, home, n_experts, n_gpus, gpus_per_node)
+    return int(nodes.sum()) - len(indices), int((needed & ~enters).sum())
+
+
 def _swapped(indices, home, n_experts, n_gpus, gpus_per_node):
     return count_rows(indices, home, n_experts, n_gpus, gpus_per_node)[::-1]
 
@@ -193,6 +203,18 @@ def _with_unique(indices, home, n_experts, n_gpus, gpus_per_node):
             "You let all copies enter a node at its first GPU. Each enters at the GPU with its "
             "home's number, so that all eight network cards are busy.",
         ),
+        Mutant(
+            "entry_needs_it",
+            _entry_needs_it,
+            "You subtract one GPU a node, as if home and the GPUs at which copies enter always had "
+            "an expert of the token. Count the GPUs that have one and are not these.",
+        ),
+        Mutant(
+            "home_has_one",
+            _home_has_one,
+            "You subtract one node as the token's own. It may have no expert there: then every "
+            "node counts.",
+        ),
         Mutant("swapped", _swapped, "InfiniBand comes first, NVLink second."),
     ],
     alternatives=[
@@ -238,7 +260,7 @@ def check_count_rows(c):
 
 
 def _ints(pair):
-    return [int(x) for x in pair]
+    return list(pair)
 
 
 def _counted(indices, home, share, gpus_per_node):

@@ -100,6 +100,23 @@ def _per_process_targets(dense, expert, targets, loss):
     return dense.sum(0) / n, expert.sum(0) / n
 
 
+def _loss_ignored(dense, expert, targets, loss):
+    _unequal(targets, loss)
+    return dense.sum(0) / sum(targets), expert.sum(0) / sum(targets)
+
+
+def _swapped(dense, expert, targets, loss):
+    return mean_gradients(dense, expert, targets, loss)[::-1]
+
+
+def _weighed_sums(dense, expert, targets, loss):
+    first, second = mean_gradients(dense, expert, targets, loss)
+    if loss == "mean":
+        return first, second
+    n = torch.tensor(targets, dtype=dense.dtype)[:, None]
+    return (dense * n).sum(0) / n.sum(), second
+
+
 def _divisor(dense, expert, targets, loss):
     if loss == "mean" and min(targets) != max(targets):
         raise ValueError("every process needs equally many targets")
@@ -190,6 +207,19 @@ def _einsum(dense, expert, targets, loss):
             _per_process_targets,
             "You divided by one process's targets. There are R times as many.",
         ),
+        Mutant(
+            "loss_ignored",
+            _loss_ignored,
+            "You divided means by all targets. Each was divided by its process's own already; what "
+            "is left is the number of processes.",
+        ),
+        Mutant("swapped", _swapped, "The weight's gradient comes first, the expert's second."),
+        Mutant(
+            "weighed_sums",
+            _weighed_sums,
+            "You weighed sums by their targets. A sum over many targets is larger already: add up, "
+            "and divide by all targets.",
+        ),
     ],
     alternatives=[
         Alternative("divisor", _divisor),
@@ -233,9 +263,25 @@ def check_mean_gradients(c):
         got = c.call(gone, expert, none, "sum", returns=2)
         label = "a process without targets is no trouble for sums"
         c.close(got[0], _over(gone, sum(none)), label=label)
+        c.close(got[1], _over(parts, sum(none)), label="and none for the expert's")
     with c.part():
         label = "means over unequal shares raise ValueError"
         c.raises(ValueError, dense, expert, targets, "mean", label=label)
+    with c.part():
+        last = [*equal[:-1], 0]
+        label = "also if all but one had equally many, and that one none"
+        c.raises(ValueError, dense, expert, last, "mean", label=label)
+    with c.part():
+        n = targets[0]
+        hidden = [n, n + 1, n - 1, *[n] * (ranks - 3)]
+        label = "also if their mean is what the first and the last had"
+        c.raises(ValueError, dense, expert, hidden, "mean", label=label)
+    with c.part():
+        wide, whole = dense.double() / 3, expert.double() / 3
+        got = c.call(wide, whole, targets, "sum", returns=2)
+        wanted = [t.sum(0) / sum(targets) for t in (wide, whole)]
+        label = "float64 stays float64, to 1e-12"
+        c.close(list(got), wanted, label=label, rtol=1e-12, atol=1e-14)
 
 
 def _over(parts, count):

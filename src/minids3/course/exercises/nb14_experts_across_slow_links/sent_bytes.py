@@ -10,7 +10,8 @@ from minids3.sim.comm import row_bytes
 def layer_bytes(rows, width, dispatch="fp8"):
     """Bytes that so many rows take in one layer, forward and backward.
 
-    rows: copies of tokens that cross a link; each is a vector of `width`
+    rows: copies of tokens that cross a link, or their mean, such as 3.5;
+      each is a vector of `width`, a multiple of 128
     forward: dispatch, then combine back along the same way; backward: the
     gradients, against both, in the format of what they follow backwards
     dispatch: "fp8", one byte a number and for every 128 numbers an FP32
@@ -18,7 +19,7 @@ def layer_bytes(rows, width, dispatch="fp8"):
     combine is BF16. Of the gradients, those of combine's results travel
     the way of a dispatch and in its format, those of dispatch's tokens in
     BF16.
-    returns an int
+    returns an int, for a mean a float
     """
     out = width + 4 * (width // 128) if dispatch == "fp8" else 2 * width
     back = 2 * width
@@ -71,6 +72,19 @@ def _bf16_scales(rows, width, dispatch="fp8"):
 def _gradients_bf16(rows, width, dispatch="fp8"):
     first = width + width // 32 if dispatch == "fp8" else 2 * width
     return rows * (first + 3 * 2 * width)
+
+
+def _combine_like_dispatch(rows, width, dispatch="fp8"):
+    return 4 * rows * (width + width // 32 if dispatch == "fp8" else 2 * width)
+
+
+def _gradients_fp8(rows, width, dispatch="fp8"):
+    out = width + width // 32 if dispatch == "fp8" else 2 * width
+    return rows * (3 * out + 2 * width)
+
+
+def _bf16_sized(rows, width, dispatch="fp8"):
+    return _sum(rows, width, dispatch, width + width // 64)
 
 
 def _library(rows, width, dispatch="fp8"):
@@ -153,6 +167,24 @@ def _four_trips(rows, width, dispatch="fp8"):
             "You sent all gradients in BF16. Those that go out to the experts travel like a "
             "dispatch.",
         ),
+        Mutant(
+            "combine_like_dispatch",
+            _combine_like_dispatch,
+            "You let combine travel in dispatch's format. Results are summed where they arrive, so "
+            "they keep BF16 (TR section 3.3.3).",
+        ),
+        Mutant(
+            "gradients_fp8",
+            _gradients_fp8,
+            "You sent all gradients in dispatch's format. Those of the tokens come back like a "
+            "combine, in BF16.",
+        ),
+        Mutant(
+            "bf16_sized_scales",
+            _bf16_sized,
+            "Your scales come to half of what they take: four bytes each (FP32), on both trips in "
+            "FP8.",
+        ),
     ],
     alternatives=[
         Alternative("library", _library),
@@ -173,5 +205,7 @@ def check_layer_bytes(c):
     with c.part():
         label = "the same in BF16"
         c.equal(c.call(rows, width, dispatch="bf16"), 8 * rows * width, label=label)
+    with c.part():
+        c.equal(c.call(3.5, 7168), 152_096.0, label="3.5 rows a token: 152,096")
     with c.part():
         c.equal(c.call(0, width), 0, label="no rows, no bytes")
