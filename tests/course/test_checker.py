@@ -177,7 +177,7 @@ def test_differences(got, expected, words):
         (torch.tensor([1, 2]), torch.tensor([1.0, 2.0]), True),
         (torch.tensor([1, 2]), torch.tensor([1, 2], dtype=torch.uint8), True),
         ([1, (2.0, "a")], (1.0, [2, "a"]), True),
-        ({"n": torch.tensor(3)}, {"n": 3}, True),
+        ({"n": torch.tensor(3), "m": 1}, {"m": 1, "n": 3}, True),
         (np.array([1.0, 2.0]), torch.tensor([1.0, 2.0]), True),
         (np.float64(0.5), 0.5, True),
         (float("nan"), torch.tensor(float("nan")), True),

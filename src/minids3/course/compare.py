@@ -220,15 +220,16 @@ def _form(value: Any) -> Any:
 def resembles(a: Any, b: Any, rtol: float, atol: float) -> bool:
     """Whether two nested values hold equal numbers within the tolerance, in whatever form.
 
-    The form is fp32, fp64 or integers; an array, a tensor or a number; a list or a tuple. Whole
-    numbers are compared exactly. Booleans, and dtypes that round more, are only like themselves.
+    The form is fp32, fp64 or integers; an array, a tensor or a number; a list or a tuple; a dict in
+    any order. Whole numbers are compared exactly. Booleans, and dtypes that round more, are only
+    like themselves.
     """
     a, b = _form(a), _form(b)
     if isinstance(a, list) and isinstance(b, list):
         pairs = zip(a, b, strict=False)
         return len(a) == len(b) and all(resembles(x, y, rtol, atol) for x, y in pairs)
     if isinstance(a, dict) and isinstance(b, dict):
-        return list(a) == list(b) and all(resembles(a[k], b[k], rtol, atol) for k in a)
+        return a.keys() == b.keys() and all(resembles(a[k], b[k], rtol, atol) for k in a)
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if {a.dtype, b.dtype} == {torch.int64, torch.float64}:
             a, b = a.double(), b.double()

@@ -196,18 +196,18 @@ def check_idle_time(c):
     """Times of unlike size, equal times, the shortest pipelines."""
     stages = 2 * c.size(3, 8)
     unit = c.choice([0.013, 0.017, 0.023])
-    f, i, w, pair = 5 * unit, 7 * unit, 3 * unit, 13 * unit
+    f, i, w, pair = 5 * unit, 7 * unit, 4 * unit, 13 * unit
     got = c.call("1f1b", stages, f, i, w, pair, label=f"runs for 1F1B with {stages} stages")
     # In units of `unit`, counted out: 5 + 7 + 3, less 3 twice; 13 + 10, less 3 three times.
     with c.part():
         label = "1F1B: F + B for every other stage"
-        c.close(got, 15 * unit * (stages - 1), label=label)
+        c.close(got, 16 * unit * (stages - 1), label=label)
     with c.part():
         got = c.call("zb1p", stages, f, i, w, pair)
-        c.close(got, 9 * unit * (stages - 1), label="ZB1P: two Ws less")
+        c.close(got, 8 * unit * (stages - 1), label="ZB1P: two Ws less")
     with c.part():
         got = c.call("dualpipe", stages, f, i, w, pair)
-        c.close(got, 14 * unit * (stages // 2 - 1), label="DualPipe: from both ends, with pairs")
+        c.close(got, 12 * unit * (stages // 2 - 1), label="DualPipe: from both ends, with pairs")
     for name, wanted in (("1f1b", 9.0), ("zb1p", 3.0)):
         with c.part():
             got = c.call(name, 4, 1.0, 1.0, 1.0, 3.0)

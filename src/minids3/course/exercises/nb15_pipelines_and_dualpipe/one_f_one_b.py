@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from minids3.course.compare import describe
 from minids3.course.registry import Alternative, Mutant, exercise
 
 
@@ -44,6 +45,10 @@ def _serial(rank, n_ranks, n_microbatches):
 
 def _one_more(rank, n_ranks, n_microbatches):
     return _with_warmup(n_ranks - rank, n_microbatches)
+
+
+def _one_less(rank, n_ranks, n_microbatches):
+    return _with_warmup(max(n_ranks - rank - 2, 0), n_microbatches)
 
 
 def _ranks_before(rank, n_ranks, n_microbatches):
@@ -160,6 +165,12 @@ def _three_lists(rank, n_ranks, n_microbatches):
             "the ranks after this one, without itself.",
         ),
         Mutant(
+            "one_less",
+            _one_less,
+            "You send one forward too few ahead. Each rank after this one gets one before the "
+            "first gradient comes back.",
+        ),
+        Mutant(
             "ranks_before",
             _ranks_before,
             "You counted the ranks before this one. A gradient comes back from the ranks after "
@@ -218,6 +229,7 @@ def check_one_f_one_b(c):
     batches = c.size(2 * ranks + 2, 3 * ranks)
     middle = c.size(2, ranks - 4)
     got = c.call(1, ranks, batches, label=f"runs for rank 1 of {ranks}, {batches} micro-batches")
+    c.true(isinstance(got, list | tuple), "it is a list", f"it is {describe(got)}")
     label = "every micro-batch goes forward once and backward once"
     wanted = sorted((kind, i) for kind in "FB" for i in range(batches))
     c.equal(sorted(_pairs(got)), wanted, label=label)
@@ -230,9 +242,9 @@ def check_one_f_one_b(c):
             c.true(held <= ranks - rank, label, f"it holds {held}")
             c.equal(got, _expected(rank, ranks, batches), label=f"{name} has the right order")
     with c.part():
-        got = _pairs(c.call(0, ranks, 3))
-        label = "three micro-batches on many ranks: three forwards, three backwards"
-        c.equal(got, [(kind, i) for kind in "FB" for i in range(3)], label=label)
+        got = _pairs(c.call(0, ranks, 4))
+        label = "four micro-batches on more ranks: four forwards, four backwards"
+        c.equal(got, [(kind, i) for kind in "FB" for i in range(4)], label=label)
     with c.part():
         got = _pairs(c.call(0, 1, 2))
         label = "a single rank takes turns from the start"

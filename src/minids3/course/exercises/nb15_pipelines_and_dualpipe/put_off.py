@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from minids3.course.compare import describe
 from minids3.course.registry import Alternative, Mutant, exercise
 
 
@@ -69,11 +70,14 @@ def _not_put_off(order, delay):
 
 
 def _w_before_i(order, delay):
-    new = _placed(order, delay)
-    for place in range(1, len(new)):
-        if new[place][0] == "W" and new[place - 1][0] == "I":
-            new[place - 1 : place + 1] = new[place], new[place - 1]
-    return new
+    new, waiting = [], []
+    for kind, i in order:
+        if kind == "B":
+            waiting.append(i)
+            if len(waiting) > delay:
+                new.append(("W", waiting.pop(0)))
+        new.append(("I" if kind == "B" else kind, i))
+    return new + [("W", i) for i in waiting]
 
 
 def _counts_forwards(order, delay):
@@ -98,6 +102,29 @@ def _by_number(order, delay):
             if count > delay:
                 new.append(("W", count - 1 - delay))
     return new + [("W", i) for i in range(max(0, backwards - delay), backwards)]
+
+
+def _own_number(order, delay):
+    new, count = [], 0
+    for kind, i in order:
+        new.append(("I" if kind == "B" else kind, i))
+        if kind == "B":
+            count += 1
+            if count > delay:
+                new.append(("W", i - delay))
+    return new + [("W", i) for i in range(max(0, count - delay), count)]
+
+
+def _smallest_first(order, delay):
+    new, waiting = [], []
+    for kind, i in order:
+        new.append(("I" if kind == "B" else kind, i))
+        if kind == "B":
+            waiting.append(i)
+            if len(waiting) > delay:
+                new.append(("W", min(waiting)))
+                waiting.remove(min(waiting))
+    return new + [("W", i) for i in sorted(waiting)]
 
 
 def _slice_of_zero(order, delay):
@@ -225,6 +252,17 @@ def _by_place(order, delay):
             "order 0, 1, 2: keep a list of those that wait.",
         ),
         Mutant(
+            "own_number",
+            _own_number,
+            "Your W is that of micro-batch i - delay. Numbers need not rise by one from backward "
+            "to backward: keep a list of those that wait.",
+        ),
+        Mutant(
+            "smallest_first",
+            _smallest_first,
+            "You took the W with the smallest number. The one that has waited longest goes first.",
+        ),
+        Mutant(
             "slice_of_zero",
             _slice_of_zero,
             "With delay 0 your slice [-0:] is the whole list, and every W is done twice.",
@@ -247,6 +285,7 @@ def check_put_off(c):
     for i in range(batches):
         order += [("F", lead + i)] * (lead + i < batches) + [("B", i)]
     got = c.call(list(order), delay, label=f"runs on {batches} micro-batches with delay {delay}")
+    c.true(isinstance(got, list | tuple), "it is a list", f"it is {describe(got)}")
     kinds = sorted(_pairs(got))
     wanted = sorted((kind, i) for kind in "FIW" for i in range(batches))
     c.equal(kinds, wanted, label="one F, one I and one W for every micro-batch")
@@ -260,13 +299,17 @@ def check_put_off(c):
             c.equal(got, _expected(order, late), label=f"delay {late}: every W in its place")
     with c.part():
         numbers = c.randint(0, 2**31, batches).argsort().tolist()
-        if numbers[:2] == [0, 1]:
+        if numbers[-2] < numbers[-1]:  # sorting what waits at the end must show
             numbers.reverse()
         mixed = [(kind, numbers[i]) for kind, i in order]
         got = _pairs(c.call(mixed, delay))
         c.equal(got, _expected(mixed, delay), label="micro-batches in another order")
     with c.part():
         c.equal(_pairs(c.call([("F", 0)], 1)), [("F", 0)], label="no backward, no W")
+    with c.part():
+        got = _pairs(c.call([("F", 0), ("B", 0), ("F", 1)], 1))
+        label = "what still waits comes last, after a last forward, too"
+        c.equal(got, [("F", 0), ("I", 0), ("F", 1), ("W", 0)], label=label)
 
 
 def _expected(order, delay):

@@ -87,6 +87,18 @@ def _mean_of_rows(grad_y, x, w1, w2):
     return grad_x, [(given, grad / len(x)) for given, grad in kept]
 
 
+def _mean_of_all(grad_y, x, w1, w2):
+    grad_x, kept = _mean_of_rows(grad_y, x, w1, w2)
+    return grad_x / len(x), kept
+
+
+def _slope_after(grad_y, x, w1, w2):
+    _, _, hidden, grad_hidden, _ = _parts(grad_y, x, w1, w2)
+    sigmoid = torch.sigmoid(hidden)
+    grad_before = grad_hidden * sigmoid * (1 + hidden * (1 - sigmoid))
+    return grad_before @ w1, [(x, grad_before), (hidden, grad_y)]
+
+
 def _with_autograd(grad_y, x, w1, w2):
     x = x.detach().requires_grad_()
     before = F.linear(x, w1)
@@ -174,6 +186,17 @@ def _with_tanh(grad_y, x, w1, w2):
             "You divided by the number of rows. grad_y comes from the loss; whatever mean there "
             "is, is in it already.",
         ),
+        Mutant(
+            "mean_of_all",
+            _mean_of_all,
+            "All that you return is divided by the number of rows. If the loss is a mean, grad_y "
+            "has that factor already.",
+        ),
+        Mutant(
+            "slope_after",
+            _slope_after,
+            "You took the slope at what comes out of SiLU. It is the slope at what goes in.",
+        ),
     ],
     alternatives=[
         Alternative("with_autograd", _with_autograd),
@@ -204,11 +227,13 @@ def check_backward_input(c):
             got = kept[1][1].T @ kept[1][0]
             c.close(got, wanted["w2"], label="W from the second pair: w2's gradient", rtol=1e-3)
     with c.part():
-        one = (grad_y[:1], 30 * x[:1], w1, w2)
+        before = x[:1] @ w1.T  # past where exp overflows, on both sides
+        one = (grad_y[:1], x[:1] * (100 / min(before.max(), -before.min())), w1, w2)
         grad_x, kept = c.call(*one, returns=2)
         wanted = _truth(*one)
         c.close(grad_x, wanted["x"], label="one row, large values: grad_x", rtol=1e-3, atol=1e-4)
         c.true(_is_pairs(kept), "and two pairs", "it is no list of two pairs of tensors")
+        c.shape(kept[0][1], [1, inner], label="and w1's gradient has a row")
         got = kept[0][1].T @ kept[0][0]
         c.close(got, wanted["w1"], label="and w1's gradient", rtol=1e-3, atol=1e-3)
 

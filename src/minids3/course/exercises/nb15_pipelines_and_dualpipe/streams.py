@@ -82,6 +82,14 @@ def _last_need(streams, needs):
     return _run(streams, needs, lambda free, ends: max(free, *ends[-1:]) if ends else free)
 
 
+def _first_ended(streams, needs):
+    return _run(streams, needs, lambda free, ends: max(free, min(ends, default=0.0)))
+
+
+def _never_busy(streams, needs):
+    return _run(streams, needs, lambda free, ends: max(ends, default=0.0))
+
+
 def _need_or_stream(streams, needs):
     return _run(streams, needs, lambda free, ends: max(ends) if ends else free)
 
@@ -214,10 +222,22 @@ def _relaxation(streams, needs):
             "take the latest end.",
         ),
         Mutant(
+            "first_ended",
+            _first_ended,
+            "You waited until one of the needs has ended. All of them must have: take the latest "
+            "end.",
+        ),
+        Mutant(
             "need_or_stream",
             _need_or_stream,
             "A task with needs begins as soon as they have ended, even if its own stream is "
             "still busy. It has to wait for both.",
+        ),
+        Mutant(
+            "never_busy",
+            _never_busy,
+            "Your streams are never busy: a task waits for its needs alone. It also waits for the "
+            "task before it on its stream.",
         ),
         Mutant(
             "sum_of_needs",
@@ -254,7 +274,7 @@ def _relaxation(streams, needs):
 )
 def check_run_streams(c):
     """One layer, a blocked stream, three streams, and tasks that wait for each other."""
-    a, b, d = (0.5 * c.size(low, high) for low, high in ((4, 7), (9, 13), (16, 21)))
+    a, b, d = (0.37 * c.size(low, high) for low, high in ((4, 7), (9, 13), (16, 21)))
     streams = {
         "compute": [("attention", a), ("experts", b)],
         "communication": [("dispatch", d), ("combine", a)],
@@ -271,9 +291,9 @@ def check_run_streams(c):
     label = "one after the other, since each needs the one before"
     c.close(_pairs(got), _pairs(wanted), label=label)
     with c.part():
-        free = {"x": [("p", a), ("q", b)], "y": [("r", d)]}
+        free = {"x": [("p", d), ("q", b)], "y": [("r", a), ("s", b)]}
         got = _pairs(c.call(free, {}))
-        wanted = {"p": (0, a), "q": (a, a + b), "r": (0, d)}
+        wanted = {"p": (0, d), "q": (d, d + b), "r": (0, a), "s": (a, a + b)}
         c.close(got, _pairs(wanted), label="streams that need nothing of each other run together")
     with c.part():
         # r is ready at once, but stands after q, which waits for the long p.
@@ -297,7 +317,7 @@ def check_run_streams(c):
         wanted = {"p": (0, a), "q": (0, d), "r": (d, d + b)}
         c.close(got, _pairs(wanted), label="a busy stream has to become free first")
     with c.part():
-        layers, tasks, need = c.size(3, 5), {"compute": [], "communication": []}, {}
+        layers, tasks, need = c.size(6, 8), {"compute": [], "communication": []}, {}
         for n in range(layers):
             tasks["compute"] += [(f"A{n}", a), (f"B{n}", b)]
             tasks["communication"] += [(f"send A{n}", b), (f"send B{n}", a)]
@@ -307,7 +327,19 @@ def check_run_streams(c):
         got = _pairs(c.call(tasks, need))
         label = f"{layers} layers of two micro-batches that take turns"
         c.close(got, _pairs(_truth(tasks, need)), label=label)
-    circle = {"x": [("p", a), ("q", b)], "y": [("r", d)]}
+    with c.part():
+        own = {"x": [("p", a), ("q", b)], "y": [("r", 0.0), ("s", a), ("t", a)], "z": []}
+        got = _pairs(c.call(own, {"q": ["p", "r"], "t": ["q", "p", "r"]}))
+        wanted = {"p": (0, a), "q": (a, a + b), "r": (0, 0), "s": (0, a), "t": (a + b, 2 * a + b)}
+        label = "a need on its own stream, a task of no length, a stream without tasks"
+        c.close(got, _pairs(wanted), label=label)
+    with c.part():
+        label = "an error: p needs q, which comes after it on its own stream"
+        c.raises(ValueError, {"x": [("o", a), ("p", a), ("q", b)]}, {"p": ["q"]}, label=label)
+    with c.part():
+        label = "an error: p needs a task that is in no stream"
+        c.raises(ValueError, {"x": [("o", a), ("p", a)]}, {"p": ["nobody"]}, label=label)
+    circle = {"x": [("o", b), ("p", a), ("q", b)], "y": [("r", d)]}
     with c.part():
         label = "a circle is an error: p needs r, r needs q, q comes after p"
         c.raises(ValueError, circle, {"p": ["r"], "r": ["q"]}, label=label)
