@@ -496,7 +496,8 @@ print("step 5000 is the same twice:",
 # node or `None`. Different choices always write different texts. Write
 # `grammar_entropy`: the entropy of the finished text in bits (a fair coin,
 # `[(0.5, None), (0.5, None)]`, has 1). After an option of probability p you
-# have paid -log2 p, and whatever follows is only paid by those who got there.
+# have paid -log2 p, and whatever follows is only paid by those who got there;
+# an option may have probability 0, and then it costs nothing.
 
 # %%
 # EXERCISE grammar-entropy

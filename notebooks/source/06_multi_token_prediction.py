@@ -500,10 +500,11 @@ print(f"training {plain / 1e9:.1f} -> {whole / 1e9:.1f} GFLOP per token,"
 # Write `mtp_loss(targets, lam, logits, *extra)`. `logits` `[B, T, V]` are
 # the main model's, each of `extra` `[B, T - k, V]` those of depth k = 1, 2,
 # …. Return the objective L and a tensor `[1 + D]` of its parts, main loss
-# first. Every sum is divided by the number of targets that are not −100.
-# Without modules the objective is the main loss. Logits of zeros everywhere,
-# with V = 2,048, T = 128, k = 1 and λ = 0.3, give parts of 7.625 and
-# 7.565 (127/128 of it) and L = 9.894.
+# first. Both carry gradients: the `Trainer` below adds the parts up itself.
+# Every sum is divided by the number of targets that are not −100. Without
+# modules the objective is the main loss. Logits of zeros everywhere, with
+# V = 2,048, T = 128, k = 1 and λ = 0.3, give parts of 7.625 and 7.565
+# (127/128 of it) and L = 9.894.
 
 # %%
 # EXERCISE mtp-loss

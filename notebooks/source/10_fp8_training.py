@@ -621,9 +621,10 @@ print("with 0.999 it is stuck below a half:", ends[0.999] < 0.5)
 #
 # Write `adamw_step`. `p` and `grad` are fp32, `m` and `v` come in BF16.
 # Compute in fp32, use the new moments at full precision for the weight, and
-# return the weight in fp32 and the moments rounded to BF16. The decay is
-# decoupled: the weight shrinks by `lr * decay`, whatever the gradient. From
-# p = 1, grad = 2 and moments of zero, the first step with lr = 0.001 gives
+# return the weight in fp32 and the moments rounded to BF16. Divide by the
+# root plus 1e-8, beside the root and not under it. The decay is decoupled:
+# the weight shrinks by `lr * decay`, whatever the gradient. From p = 1,
+# grad = 2 and moments of zero, the first step with lr = 0.001 gives
 # p = 0.9989 and moments of 0.2002: 0.2 is no number of BF16.
 
 # %%

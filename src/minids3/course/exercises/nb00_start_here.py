@@ -243,6 +243,8 @@ def check_rms_norm(c: Checker) -> None:
         small = 1e-3 * c.randn(2, d)
         got = c.call(small, weight, 1e-4)
         c.close(got, rms_norm_ref(small, weight, 1e-4), label="eps is under the root")
+        got = c.call(small, weight, 0.0)
+        c.close(got, rms_norm_ref(small, weight, 0.0), label="eps = 0 adds nothing")
     with c.part():
         half = (3.0 * c.randn(2, t, 64)).to(torch.bfloat16)
         gain = (1.0 + 0.5 * c.randn(64)).to(torch.bfloat16)
@@ -254,7 +256,11 @@ def check_rms_norm(c: Checker) -> None:
         loud = (300.0 * (1.0 + c.rand(2, d))).half()
         label = "statistics are taken in float32: float16 numbers of 300 have squares too"
         got = c.call(loud, weight.half())
+        c.dtype(got, torch.float16, label="float16 in, float16 out")
         c.close(got, rms_norm_ref(loud, weight.half()), label=label, rtol=2.0**-8)
+    with c.part():
+        label = "an x that is not contiguous gives the same"
+        c.close(c.call(c.strided(x), weight), rms_norm_ref(x, weight), label=label)
     with c.part():
         c.grad(
             (x, weight),

@@ -230,6 +230,14 @@ def check_encode_word(c: Checker) -> None:
         got = c.call([34, 34, 34], {(34, 34): 0}, 256)
         c.equal(got, [256, 34], label="of equal pairs the left one goes first")
     with c.part():
+        got = c.call([34, 35], {(34, 35): 1500}, 256)
+        c.equal(got, [1756], label="merge number 1500 is one, too")
+    with c.part():
+        got = c.call([34, 35, 36], {(35, 36): 0}, 256)
+        c.equal(got, [34, 256], label="one merge of 34 35 36, by the ranks given")
+        got = c.call([34, 35, 36], {(34, 35): 0}, 256)
+        c.equal(got, [256, 36], label="the same word by other ranks")
+    with c.part():
         words = [c.randint(0, 4, 9).tolist() for _ in range(12)]
         learned = _learn(words, [1] * 12, 14, 100)
         word = c.randint(0, 4, c.size(18, 24)).tolist()

@@ -67,6 +67,19 @@ def _zero_crashes(node):
     return total
 
 
+def _first_branch(node):
+    rest = node[0][1]
+    return _own(node) + (0.0 if rest is None else _first_branch(rest))
+
+
+def _zero_divides(node):
+    total = 0.0
+    for p, rest in node:
+        below = 0.0 if rest is None else _zero_divides(rest)
+        total += p * (math.log2(1 / p) + below)
+    return total
+
+
 def _entropy_of_texts(node):
     chances, todo = [], [(1.0, node)]
     while todo:
@@ -178,6 +191,18 @@ def _float_loop(node):
             "Skip it.",
         ),
         Mutant(
+            "zero_divides",
+            _zero_divides,
+            "1 / p is a division by zero for an option that never happens. Leave out options with "
+            "p = 0.",
+        ),
+        Mutant(
+            "first_branch",
+            _first_branch,
+            "You took what follows the first option for what follows every one. Each option has a "
+            "rest of its own.",
+        ),
+        Mutant(
             "largest_branch",
             _largest_branch,
             "You followed the branch of the largest entropy. Every branch counts, p times.",
@@ -194,6 +219,9 @@ def check_grammar_entropy(c: Checker) -> None:
     coin = [(0.5, None), (0.5, None)]
     got = c.call(coin, label="runs on a fair coin")
     c.close(got, 1.0, label="a fair coin is 1 bit")
+    with c.part():
+        got = c.call([(0.5, coin), (0.5, None)])
+        c.close(got, 1.5, label="a coin, and on heads another: 1.5 bits")
     with c.part():
         got = c.call([(0.75, None), (0.25, None)])
         c.close(got, 0.811278, label="a coin with p = 3/4 is 0.811 bits")

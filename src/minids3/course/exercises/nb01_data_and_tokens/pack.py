@@ -180,7 +180,8 @@ def _preallocated(documents, seq_len):
 def check_pack_documents(c: Checker) -> None:
     """Shapes, values, the seam between rows, and streams that fit exactly."""
     lengths = [c.size(3, 9) for _ in range(4)] + [12]
-    documents = [c.randint(0, 1784, n) for n in lengths]
+    documents = [c.randint(0, 129_280, n) for n in lengths]
+    documents.insert(0, documents[2])  # the same text may occur twice
     stream = torch.cat(documents)
     t = c.size(4, 5)
     rows = (len(stream) - 1) // t

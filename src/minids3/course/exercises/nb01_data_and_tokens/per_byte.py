@@ -70,6 +70,11 @@ def _ends_counted(losses, n_tokens, texts):
     return _nats(losses, n_tokens) / math.log(2) / (_bytes(texts) + len(texts))
 
 
+def _ends_unpaid(losses, n_tokens, texts):
+    mean = _nats(losses, n_tokens) / sum(n_tokens)
+    return mean * (sum(n_tokens) - len(texts)) / math.log(2) / _bytes(texts)
+
+
 def _joined_by_lines(losses, n_tokens, texts):
     return _nats(losses, n_tokens) / math.log(2) / len("\n".join(texts).encode())
 
@@ -188,6 +193,12 @@ def _by_code_length(losses, n_tokens, texts):
             "are no text, and who cut the texts otherwise would get another number.",
         ),
         Mutant(
+            "ends_unpaid",
+            _ends_unpaid,
+            "You subtracted the control tokens from the count. The model paid for them, so their "
+            "nats are on the bill.",
+        ),
+        Mutant(
             "joined_by_lines",
             _joined_by_lines,
             "You put something between the texts before you counted. Those bytes are not in the "
@@ -244,6 +255,11 @@ def check_bits_per_byte(c):
         got = c.call(losses, counts, texts)
         label = "spaces and line breaks are bytes"
         c.close(got, _by_hand(losses, counts, texts), label=label)
+    with c.part():
+        losses, counts, texts = _report(c, "acegikm", 2, 2)
+        got = c.call(losses, counts, texts * 2)
+        label = "texts that occur twice count twice"
+        c.close(got, _by_hand(losses, counts, texts * 2), label=label)
     with c.part():
         coarse = [c.size(5, 60) for _ in range(3)]
         nats = (20 + 90 * c.rand(3)).double().tolist()

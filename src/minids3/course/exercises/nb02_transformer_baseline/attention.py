@@ -144,6 +144,16 @@ def _attention_preallocated(q, k, v):
     return y
 
 
+def _attention_zero_is_masked(q, k, v):
+    scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).tril()
+    return torch.softmax(scores.masked_fill(scores == 0, float("-inf")), -1) @ v
+
+
+def _attention_renormalised(q, k, v):
+    weights = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]), -1).tril()
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
 @exercise(
     "causal-attention",
     solution=causal_attention,
@@ -259,6 +269,18 @@ def _attention_preallocated(q, k, v):
             "Your code needs contiguous inputs. The heads of [B, T, H, d] transposed to [B, H, T, "
             "d] are not: use reshape, or contiguous() first.",
         ),
+        Mutant(
+            "zero_is_masked",
+            _attention_zero_is_masked,
+            "You took every score of 0 for a masked one. A visible score can be 0: let the "
+            "positions say what is masked.",
+        ),
+        Mutant(
+            "renormalised",
+            _attention_renormalised,
+            "You masked after the softmax and divided by what was left. That is 0 / 0 where the "
+            "future took all the weight: mask before it.",
+        ),
     ],
     alternatives=[
         Alternative("einsum", _attention_einsum),
@@ -291,6 +313,16 @@ def check_causal_attention(c):
     with c.part():
         one = c.call(q[..., :1, :], k[..., :1, :], v[..., :1, :])
         c.close(one, v[..., :1, :], label="a text of one token works (T = 1)")
+    with c.part():
+        level = c.call(torch.zeros_like(q), k, v)
+        label = "queries of zeros: the plain mean of all values so far"
+        c.close(level, v.cumsum(-2) / torch.arange(1, steps + 1)[:, None], label=label)
+    with c.part():
+        low_q, low_k = torch.tensor([[-200.0], [-200.0]]), torch.tensor([[200.0], [100.0]])
+        values = torch.tensor([[1.0], [9.0]])
+        got = c.call(low_q[None, None], low_k[None, None], values[None, None])
+        label = "scores of -40,000 do not let the future in either"
+        c.close(got, values[None, None], label=label)
     with c.part():
         c.grad(
             args=(q, k, v),

@@ -346,7 +346,7 @@ def check_next_token_probs(c):
     out = c.call(logits, label=f"runs on logits {list(logits.shape)}")
     c.close(out, _by_hand(logits, 1.0, 1.0), label="temperature 1 and top-p 1: the softmax")
     with c.part():
-        for temperature in (0.5, 2.0):
+        for temperature in (0.2, 2.0):
             label = f"temperature {temperature}"
             wanted = _by_hand(logits, temperature, 1.0)
             c.close(c.call(logits, temperature), wanted, label=label)
@@ -372,6 +372,12 @@ def check_next_token_probs(c):
         c.shape(got, (5,), "the result")
         c.close(got.sort(descending=True).values, kept, label=label)
     with c.part():
+        got = c.call(torch.zeros(4), 1.0, 0.5)
+        label = "of four equal tokens, top-p 0.5 keeps two"
+        c.shape(got, (4,), "the result for four tokens")
+        kept = torch.tensor([0.5, 0.5, 0, 0])
+        c.close(got.sort(descending=True).values, kept, label=label)
+    with c.part():
         large = c.randn(vocab) + 300
         large[c.size(0, vocab - 1)] = -torch.inf
         label = "logits of 300, and a forbidden token with -inf"
@@ -380,6 +386,19 @@ def check_next_token_probs(c):
         label = "temperature 0: the likeliest token has probability 1"
         wanted = torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
         c.close(c.call(logits, 0, 0.9), wanted, label=label)
+    with c.part():
+        close = torch.tensor([[1.0, 3.0, 3.0], [0.0, 0.001, -1.0], [0.0, 1e-6, -1.0]])
+        got = c.call(close, 0)
+        c.shape(got, close.shape, "the result at temperature 0")
+        c.true(
+            got.is_floating_point(),
+            "temperature 0 gives probabilities, not whole numbers",
+            f"the dtype is {got.dtype}",
+        )
+        label = "temperature 0: of two equal tokens one is taken"
+        c.close(got[0].sort().values, torch.tensor([0.0, 0.0, 1.0]), label=label)
+        label = "temperature 0: a lead of a millionth is enough"
+        c.close(got[1:], torch.tensor([[0.0, 1.0, 0.0]] * 2), label=label)
 
 
 def _by_hand(logits, temperature, top_p):

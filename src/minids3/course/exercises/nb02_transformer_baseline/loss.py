@@ -215,6 +215,7 @@ def check_lm_loss(c):
     rows, steps, vocab = c.size(2, 3), c.size(4, 6), c.size(7, 11)
     logits = c.randn(rows, steps, vocab)
     targets = c.randint(0, vocab, rows, steps)
+    targets[0, 1] = 0  # a token like any other
     masked = targets.clone()
     masked[0, 1:] = -100
     loss = c.call(logits, targets, label=f"runs on logits {list(logits.shape)}")

@@ -83,6 +83,14 @@ def _rope_matrices(x, cos, sin):
     return torch.einsum("tjab,...tjb->...tja", turn, pairs).flatten(-2).to(x.dtype)
 
 
+def _rope_recomputes(x, cos, sin):
+    return rope(x, *rope_tables(x.shape[-2], x.shape[-1]))
+
+
+def _rope_first_untouched(x, cos, sin):
+    return torch.cat((x[..., :1, :], rope(x, cos, sin)[..., 1:, :]), -2)
+
+
 @exercise(
     "rope",
     solution=rope,
@@ -140,6 +148,18 @@ def _rope_matrices(x, cos, sin):
             "Your code needs x to be contiguous. A slice or a transposed tensor is not: use "
             "reshape, or contiguous() first.",
         ),
+        Mutant(
+            "recomputes",
+            _rope_recomputes,
+            "You made the tables yourself for positions 0 to T - 1; the arguments may begin "
+            "elsewhere.",
+        ),
+        Mutant(
+            "first_untouched",
+            _rope_first_untouched,
+            "You left the first row alone, as if it were position 0. Its angle, too, is in the "
+            "tables.",
+        ),
     ],
     alternatives=[
         Alternative("complex_numbers", _rope_complex),
@@ -156,26 +176,28 @@ def check_rope(c):
     y = c.call(x, cos, sin, label=f"runs on x {list(x.shape)}")
     c.shape(y, x.shape, "the result")
     with c.part():
-        turn = torch.complex(cos.double(), sin.double())
-        points = torch.complex(x[..., 0::2].double(), x[..., 1::2].double()) * turn
-        expected = torch.stack((points.real, points.imag), -1).flatten(-2).float()
-        c.close(y, expected, label="pair (2j, 2j + 1) of position t is turned by its angle")
+        label = "pair (2j, 2j + 1) of position t is turned by its angle"
+        c.close(y, _turned(x, cos, sin), label=label)
     with c.part():
         c.close(y[..., 0, :], x[..., 0, :], label="position 0 stays as it is")
         c.close(y.norm(dim=-1), x.norm(dim=-1), label="turning keeps every vector's length")
     with c.part():
         query, key = c.randn(1, width), c.randn(1, width)
         scores = []
-        for start in (0, 50):
+        for start in (7, 50):
             cos_2, sin_2 = rope_tables(torch.tensor([start, start + 3]), width)
             q = c.call(query, cos_2[:1], sin_2[:1])
             k = c.call(key, cos_2[1:], sin_2[1:])
             scores.append((q * k).sum())
-        label = "a score depends on the distance alone: (0, 3) equals (50, 53)"
+        label = "a score depends on the distance alone: (7, 10) equals (50, 53)"
         c.close(scores[1], scores[0], label=label)
     with c.part():
         half = c.call(x.to(torch.bfloat16), cos, sin)
         c.dtype(half, torch.bfloat16, label="a bfloat16 x stays bfloat16")
+        half = c.call(x.half(), cos, sin)
+        c.dtype(half, torch.float16, label="a float16 x stays float16")
+        double = c.call(x.double(), cos, sin)
+        c.dtype(double, torch.float64, label="a float64 x stays float64")
     with c.part():
         c.grad(
             args=(x, cos, sin),
@@ -188,3 +210,15 @@ def check_rope(c):
         label = "an x that is not contiguous gives the same"
         apart = c.call(c.strided(x), cos, sin)
         c.close(apart, rope(x, cos, sin), label=label)
+    with c.part():
+        late = rope_tables(torch.arange(50, 50 + steps), width)
+        label = "tables from position 50 on say the angle, and [T, R] alone works"
+        c.close(c.call(x[0, 0], *late), _turned(x[0, 0], *late), label=label)
+        first = x[0, 0, :1], late[0][:1], late[1][:1]
+        c.close(c.call(*first), _turned(*first), label="so does position 50 alone (T = 1)")
+
+
+def _turned(x, cos, sin):
+    turn = torch.complex(cos.double(), sin.double())
+    points = torch.complex(x[..., 0::2].double(), x[..., 1::2].double()) * turn
+    return torch.stack((points.real, points.imag), -1).flatten(-2).float()

@@ -148,6 +148,14 @@ def check_swiglu(c):
         label = "one vector [D] alone gives what it gave among the others"
         c.close(single, y[0, 0], label=label, atol=1e-4)
     with c.part():
+        square = [w[:width, :width] for w in weights]
+        label = "F = D: square weights are [out, in], too"
+        c.close(c.call(x, *square), _swiglu_linear(x, *square), label=label, atol=1e-4)
+    with c.part():
+        label = "an x that is not contiguous gives the same"
+        apart = c.call(c.strided(x), *weights)
+        c.close(apart, _swiglu_linear(x, *weights), label=label, atol=1e-4)
+    with c.part():
         c.grad(
             args=(x, *weights),
             wrt=(0, 1, 2, 3),

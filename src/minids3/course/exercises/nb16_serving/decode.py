@@ -119,6 +119,13 @@ def _nan_leaks(q, pages, tables, lengths, rank, scale):
     return weights @ rows[..., :rank]
 
 
+def _nan_leaks_clamped(q, pages, tables, lengths, rank, scale):
+    rows = pages[tables.clamp(0, len(pages) - 1)].flatten(1, 2)
+    beyond = torch.arange(rows.shape[1]) >= lengths[:, None]
+    weights = (q @ rows.mT * scale).masked_fill(beyond[:, None], -torch.inf).softmax(-1)
+    return weights @ rows[..., :rank]
+
+
 def _normalised_twice(q, pages, tables, lengths, rank, scale):
     return _with(q, pages, tables, lengths, rank, scale) / lengths[:, None, None]
 
@@ -129,6 +136,10 @@ def _masked_rectangle(q, pages, tables, lengths, rank, scale):
     scores = torch.einsum("bhc,bsc->bhs", q, rows) * scale
     weights = scores.masked_fill(~inside[:, None], float("-inf")).softmax(-1)
     return torch.einsum("bhs,bsc->bhc", weights, rows[..., :rank])
+
+
+def _one_more(q, pages, tables, lengths, rank, scale):
+    return _masked_rectangle(q, pages, tables, lengths + 1, rank, scale)
 
 
 def _page_by_page(q, pages, tables, lengths, rank, scale):
@@ -186,6 +197,11 @@ def _page_by_page(q, pages, tables, lengths, rank, scale):
             "`lengths` counts it.",
         ),
         Mutant(
+            "one_more",
+            _one_more,
+            "You read one row too many: `lengths` counts the newest already.",
+        ),
+        Mutant(
             "no_rotary",
             _no_rotary,
             "The rotary part is missing from the score, so the model no longer knows how far away "
@@ -227,6 +243,12 @@ def _page_by_page(q, pages, tables, lengths, rank, scale):
             "may not meet the sum at all: cut it off, or set it to 0 first.",
         ),
         Mutant(
+            "nan_leaks_clamped",
+            _nan_leaks_clamped,
+            "You gave what lies beyond the end weight 0 and left it in the sum, where 0 times NaN "
+            "is NaN. Set those rows to 0 first, or cut them off.",
+        ),
+        Mutant(
             "normalised_twice",
             _normalised_twice,
             "You divided by the number of rows as well. The softmax's weights add up to 1 already.",
@@ -238,7 +260,7 @@ def _page_by_page(q, pages, tables, lengths, rank, scale):
     ],
 )
 def check_attend_pages(c):
-    """Texts of unequal length, a full page, one row, poisoned memory, large scores."""
+    """Texts of unequal length, poisoned memory, wild tables, gaps, scores far from 0."""
     size, heads = c.size(3, 5), c.size(2, 4)
     rank, rope = c.size(6, 9), c.choice((2, 4))
     lengths = torch.tensor([2 * size + 1, size, 1, 3 * size - 1])
@@ -247,7 +269,7 @@ def check_attend_pages(c):
     tables = torch.zeros(4, max(held) + 1, dtype=torch.long)
     for row, part in zip(tables, numbers[: sum(held)].split(held), strict=True):
         row[: len(part)] = part
-    pages = c.randn(len(numbers) + 1, size, rank + rope)
+    pages = c.randn(len(numbers) + 2, size, rank + rope)
     q, scale = c.randn(4, heads, rank + rope), 0.2 + 0.3 * c.rand(1).item()
     want = _expected(q, pages, tables, lengths, rank, scale)
     got = c.call(q, pages, tables, lengths, rank, scale, label=f"runs on 4 texts, pages of {size}")
@@ -263,13 +285,31 @@ def check_attend_pages(c):
             own[tables[b, s // size], s % size] = True
             away[b, held[b] :] = len(pages) - 1
         bad[~own] = float("nan")
+        bad[~own, 1] = float("inf")
         got = c.call(q, bad, away, lengths, rank, scale)
         c.close(got, want, label="NaN in all rows that belong to no text")
     with c.part():
+        wild = tables.clone()
+        for b, used in enumerate(held):
+            wild[b, used:] = (-1) ** b * 10**9
+        got = c.call(q, pages, wild, lengths, rank, scale)
+        c.close(got, want, label="no page's number in `tables` beyond the end")
+    with c.part():
+        got = c.call(c.strided(q), c.strided(pages), tables, lengths, rank, scale)
+        c.close(got, want, label="inputs with gaps in memory")
+    with c.part():
+        row = pages[tables[2, 0], 0]
+        low = (-1e10 * row).repeat(1, heads, 1)
+        got = c.call(low, pages, tables[2:3], lengths[2:3], rank, scale)
+        c.close(got[0], row[:rank].expand(heads, -1), label="one row, its score far below 0")
+    with c.part():
         one = lengths[:1]
-        got = c.call(60 * q[:1], pages, tables[:1], one, rank, 1.5)
-        far = _expected(60 * q[:1], pages, tables[:1], one, rank, 1.5)
-        atol = 1e-4 * pages.abs().max().item()  # what fp32 knows of the exponential of hundreds
+        even, loud = pages.clone(), 60 * q[:1]
+        even[..., -1] = 1.0
+        loud[:, 0, -1], loud[:, 1, -1] = 200.0, -400.0  # all of a head's scores up, or down
+        got = c.call(loud, even, tables[:1], one, rank, 1.5)
+        far = _expected(loud, even, tables[:1], one, rank, 1.5)
+        atol = 1e-3 * even.abs().max().item()  # what fp32 knows of the exponential of a thousand
         c.close(got, far, label="scores in the hundreds", atol=atol)
 
 

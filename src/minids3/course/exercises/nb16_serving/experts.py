@@ -154,6 +154,12 @@ def _last_made_first(load, n_places, n_gpus):
     return _packed(expert_of, _shares(expert_of, count, load), n_gpus, ties="last")
 
 
+def _equals_by_expert(load, n_places, n_gpus):
+    expert_of, count, load = _replicas(load, n_places)
+    expert_of.sort()
+    return _packed(expert_of, _shares(expert_of, count, load), n_gpus)
+
+
 def _with_heaps(load, n_places, n_gpus):
     waiting = [(-float(x), e) for e, x in enumerate(load)]
     heapq.heapify(waiting)
@@ -281,6 +287,12 @@ def _with_tensors(load, n_places, n_gpus):
             "Of equally heavy replicas the one that was made first goes first; yours come in "
             "reverse.",
         ),
+        Mutant(
+            "equals_by_expert",
+            _equals_by_expert,
+            "You took equally heavy replicas by their experts' numbers. Their order is that of "
+            "step 1: each expert's first replica, then the others as they were made.",
+        ),
     ],
     alternatives=[
         Alternative("with_heaps", _with_heaps),
@@ -288,7 +300,7 @@ def _with_tensors(load, n_places, n_gpus):
     ],
 )
 def check_place_experts(c):
-    """A steep load, equal loads, no redundancy, one hot expert."""
+    """A steep load, equal loads, no redundancy, odd loads and none, one hot expert."""
     experts, gpus = c.size(9, 11), c.size(4, 5)
     places = gpus * (experts // gpus + 2)
     load = _skewed(c, experts)
@@ -315,11 +327,17 @@ def check_place_experts(c):
             _lists(got), _expected(few, places, gpus), label="many equal loads: first of equals"
         )
     with c.part():
-        n = 2 * gpus
+        n = 3 * gpus
         plain = c.randint(1, 60, n) * _UNIT
-        plain[c.randint(0, n, 1)] = 300 * _UNIT
+        plain[c.rand(n).argsort()[:2]] = torch.tensor([300, 200]) * _UNIT
         got = c.call(plain, n, gpus)
         c.equal(_lists(got), _expected(plain, n, gpus), label="no place to spare: packing alone")
+    with c.part():
+        # Nobody gets a third replica: halves are exact in any precision.
+        odd = torch.tensor([3, 7, 4, 0, 2])
+        got = c.call(odd, 6, 2)
+        c.equal(_lists(got), _expected(odd, 6, 2),
+                label="halves of tokens, and an expert without any")  # fmt: skip
     with c.part():
         hot = c.randint(1, 4, experts) * _UNIT
         hot[c.randint(0, experts, 1)] = 20 * _UNIT

@@ -79,6 +79,10 @@ def _nan_when_empty(out, lse):
     return merged, (peak + e.sum(-1, keepdim=True).log())[..., 0]
 
 
+def _softmax_of_none(out, lse):
+    return (lse.softmax(-1)[..., None] * _clean(out, lse)).sum(-2), _whole_lse(lse)
+
+
 def _empty_read(out, lse):
     return (_shares(lse)[..., None] * out).sum(-2), _whole_lse(lse)
 
@@ -174,6 +178,12 @@ def _one_after_another(out, lse):
             "as the peak there.",
         ),
         Mutant(
+            "softmax_of_none",
+            _softmax_of_none,
+            "Your lse is right where no part has a row, but a softmax over nothing but -inf is "
+            "NaN: the result there has to be 0.",
+        ),
+        Mutant(
             "empty_read",
             _empty_read,
             "A part without rows has weight 0, and you multiplied what lies in its place by it: 0 "
@@ -221,7 +231,7 @@ def _one_after_another(out, lse):
     ],
 )
 def check_merge_splits(c):
-    """Unequal parts, an empty one, large and small sums, merging twice, no rows at all."""
+    """Unequal parts, empty ones, sums far from 1 and apart, more axes and none, no rows at all."""
     heads, width = c.size(2, 4), c.size(5, 8)
     cuts = [c.size(2, 4), c.size(6, 9), c.size(1, 2), c.size(3, 5)]
     scores, rows = 2 * c.randn(heads, sum(cuts)), c.randn(sum(cuts), width)
@@ -232,21 +242,33 @@ def check_merge_splits(c):
     with c.part():
         c.close(got[1], scores.logsumexp(-1), label="and its lse")
     with c.part():
-        order = torch.tensor([1, 4, 0, 2, 3])
+        order = torch.tensor([4, 1, 0, 2, 3])
         hole = torch.cat((out, torch.full_like(out[:, :1], float("nan"))), 1)[:, order]
+        hole[0, 0] = math.inf
         none = torch.cat((lse, torch.full_like(lse[:, :1], -math.inf)), 1)[:, order]
         got = c.call(hole, none, returns=2)
         c.close(
-            got[0], scores.softmax(-1) @ rows, label="a part without rows, its place full of NaN"
+            got[0],
+            scores.softmax(-1) @ rows,
+            label="a part without rows, its place full of NaN and inf",
         )
         c.close(got[1], scores.logsumexp(-1), label="and the lse")
     with c.part():
         # lse near 400 is known to 1.5e-5, so a weight to so much of itself, and sums may cancel.
         atol = 1e-4 * rows.abs().max().item()
         for shift, name in ((400.0, "large"), (-400.0, "small")):
-            got = c.call(out, lse + shift, returns=2)
+            got = c.call(hole, none + shift, returns=2)
             c.close(got[0], scores.softmax(-1) @ rows, label=f"very {name} sums", atol=atol)
             c.close(got[1], scores.logsumexp(-1) + shift, label=f"and their lse, very {name}")
+        apart = lse - 400.0
+        apart[0] += 800.0
+        got = c.call(out, apart, returns=2)
+        c.close(got[0], scores.softmax(-1) @ rows, label="heads far apart", atol=atol)
+        c.close(got[1], apart.logsumexp(-1), label="and their lse, far apart")
+        above = lse.clone()
+        above[:, 1] += 300.0
+        got = c.call(out, above, returns=2)
+        c.close(got[0], out[:, 1], label="one part far above the others", atol=atol)
     with c.part():
         first = c.call(out[:, :2], lse[:, :2], returns=2)
         second = c.call(out[:, 2:], lse[:, 2:], returns=2)
@@ -254,9 +276,23 @@ def check_merge_splits(c):
         got = c.call(*twice, returns=2)
         c.close(got[0], scores.softmax(-1) @ rows, label="merged in pairs, then once more")
     with c.part():
-        some = lse.clone()
-        some[0] = -math.inf
-        got = c.call(out, some, returns=2)
+        lead = c.randn(2, 1, 3, 4, width), 2 * c.randn(2, 1, 3, 4)
+        want = (lead[1].softmax(-1)[..., None] * lead[0]).sum(-2)
+        got = c.call(*lead, returns=2)
+        c.close(got[0], want, label="axes [2, 1, 3] in front")
+        c.close(got[1], lead[1].logsumexp(-1), label="and their lse, [2, 1, 3]")
+        got = c.call(*(t[0, 0, 0] for t in lead), returns=2)
+        c.close(got[0], want[0, 0, 0], label="no axis in front")
+        c.close(got[1], lead[1][0, 0, 0].logsumexp(-1), label="and its lse, a single number")
+    with c.part():
+        some, waste = lse.clone(), out.clone()
+        some[0, 1], waste[0, 1] = -math.inf, float("nan")
+        want = (some.softmax(-1)[..., None] * out).sum(-2)
+        got = c.call(waste, some, returns=2)
+        c.close(got[0], want, label="a part that is empty for one head only")
+    with c.part():
+        some[0], waste[0] = -math.inf, float("nan")
+        got = c.call(waste, some, returns=2)
         want = torch.cat((torch.zeros(1, width), (scores.softmax(-1) @ rows)[1:]))
         c.close(got[0], want, label="a head without any row: 0")
         c.close(got[1], [-math.inf, *scores.logsumexp(-1)[1:].tolist()] if isinstance(got[1], list)

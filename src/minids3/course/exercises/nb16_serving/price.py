@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from minids3.course.compare import describe
 from minids3.course.registry import Alternative, Mutant, exercise
 
 
@@ -51,6 +54,11 @@ def _an_hour(hit, miss, out, rate_in, rate_out, gpus, dollars):
     return (found[0] * 24, found[1] * 24, *found[2:])
 
 
+def _paid_an_hour(hit, miss, out, rate_in, rate_out, gpus, dollars):
+    found = serving_cost(hit, miss, out, rate_in, rate_out, gpus, dollars)
+    return (*found[:2], *(x / 24 for x in found[2:]))
+
+
 def _per_token(hit, miss, out, rate_in, rate_out, gpus, dollars):
     found = serving_cost(hit, miss, out, rate_in, rate_out, gpus, dollars)
     return (*found[:2], *(x / 1e6 for x in found[2:]))
@@ -69,6 +77,13 @@ def _all_nodes_for_output(hit, miss, out, rate_in, rate_out, gpus, dollars):
 def _whole_nodes(hit, miss, out, rate_in, rate_out, gpus, dollars):
     found = serving_cost(hit, miss, out, rate_in, rate_out, gpus, dollars)
     return (int(found[0]) + 1, int(found[1]) + 1, *found[2:])
+
+
+def _whole_nodes_paid(hit, miss, out, rate_in, rate_out, gpus, dollars):
+    found = serving_cost(hit, miss, out, rate_in, rate_out, gpus, dollars)
+    prefill, decoding = (math.ceil(x) for x in found[:2])
+    more_in, more_out = prefill / found[0], decoding / found[1]
+    return prefill, decoding, found[2] * more_in, found[3] * more_in, found[4] * more_out
 
 
 def _swapped(hit, miss, out, rate_in, rate_out, gpus, dollars):
@@ -141,6 +156,11 @@ def _step_by_step(hit, miss, out, rate_in, rate_out, gpus, dollars):
             _an_hour,
             "You divided the day's tokens by those of an hour. The nodes had 24 hours for them.",
         ),
+        Mutant(
+            "paid_an_hour",
+            _paid_an_hour,
+            "You paid the nodes for one hour. They work all day, so `dollars` is due 24 times.",
+        ),
         Mutant("per_token", _per_token, "These are dollars per token; per million is asked for."),
         Mutant(
             "per_gpu_rates",
@@ -158,6 +178,12 @@ def _step_by_step(hit, miss, out, rate_in, rate_out, gpus, dollars):
             _whole_nodes,
             "You rounded the nodes up. It is a mean over a day: leave the fraction.",
         ),
+        Mutant(
+            "whole_nodes_paid",
+            _whole_nodes_paid,
+            "You rounded the nodes up and priced the rounded ones. Fractions stay in both: a node "
+            "that is not needed all day is not paid all day.",
+        ),
         Mutant("swapped", _swapped, "The two rates are exchanged: input goes with rate_in."),
     ],
     alternatives=[
@@ -166,9 +192,11 @@ def _step_by_step(hit, miss, out, rate_in, rate_out, gpus, dollars):
     ],
 )
 def check_serving_cost(c):
-    """A day of round numbers, a random day, no hits."""
+    """A random day, no hits, other prices; five numbers in whatever container."""
     day = _draw(c)
-    got = c.call(*day, returns=5, label="runs on a day of random size")
+    got = c.call(*day)
+    c.true(lambda: len(got) == 5, "five numbers for a day of random size",
+           f"it returned {describe(got)}, expected five numbers")  # fmt: skip
     want = _counted(*day)
     names = ("nodes of prefill", "nodes of decoding", "dollars per million of input",
              "of uncached input", "of output")  # fmt: skip
@@ -177,16 +205,16 @@ def check_serving_cost(c):
             c.close(float(g), w, label=name, rtol=1e-6, atol=0)
     with c.part():
         day = (0.0, *_draw(c)[1:])
-        got = c.call(*day, returns=5)
+        got = c.call(*day)
         want = _counted(*day)
         c.close([float(x) for x in got], want, label="nothing cached: input costs what a miss does",
                 rtol=1e-6, atol=0)  # fmt: skip
     with c.part():
         day = list(_draw(c))
-        day[6] *= 1.5
-        got = c.call(*day, returns=5)
-        c.close([float(x) for x in got], _counted(*day), label="another price of a GPU-hour",
-                rtol=1e-6, atol=0)  # fmt: skip
+        day[5], day[6] = day[5] - 2, day[6] * 1.25
+        got = c.call(*day)
+        c.close([float(x) for x in got], _counted(*day),
+                label="other GPUs a node, another price of an hour", rtol=1e-6, atol=0)  # fmt: skip
 
 
 def _draw(c):

@@ -88,6 +88,20 @@ def _always_fresh(pages, tables, lengths, rows, counts, free):
     return _wrong(pages, tables, lengths, rows, counts, free, fresh=True)
 
 
+def _fresh_unread(pages, tables, lengths, rows, counts, free):
+    def where(table, s, size):
+        return table[s // size], s % size
+
+    return _wrong(pages, tables, lengths, rows, counts, free, fresh=True, where=where)
+
+
+def _last_entry(pages, tables, lengths, rows, counts, free):
+    def where(table, s, size):
+        return table[-1], s % size
+
+    return _wrong(pages, tables, lengths, rows, counts, free, where=where)
+
+
 def _from_the_back(pages, tables, lengths, rows, counts, free):
     return _wrong(pages, tables, lengths, rows, counts, free, last=True)
 
@@ -205,6 +219,18 @@ def _flat_slots(pages, tables, lengths, rows, counts, free):
             "already: after rows were taken back, or reserved. That page is lost to everybody.",
         ),
         Mutant(
+            "fresh_unread",
+            _fresh_unread,
+            "You took a page wherever s % size is 0, and it stays empty where the table had one "
+            "for that row. Ask whether the table has an entry s // size.",
+        ),
+        Mutant(
+            "last_entry",
+            _last_entry,
+            "You wrote into the last page of the table. A table may be longer than needed: row s "
+            "lies in page table[s // size].",
+        ),
+        Mutant(
             "from_the_back",
             _from_the_back,
             "You took the last of the free pages. The first was asked for, so that everybody can "
@@ -247,14 +273,14 @@ def _flat_slots(pages, tables, lengths, rows, counts, free):
     ],
 )
 def check_store_rows(c):
-    """Full pages, a spare page, no new rows, an empty text, and a memory that is full."""
+    """Full pages, spare pages, no new rows, an empty text, and a memory that is full."""
     size, width = c.size(3, 5), c.size(2, 4)
-    # Of 4 texts: one that ends with its page, a full page, nothing new, a spare page.
+    # Of 4 texts: one that ends with its page, a full page, nothing new, spare pages.
     lengths = [size + 1, 2 * size, size - 1, size - 1]
     counts = [size - 1, size + c.size(1, 2), 0, 2]
     numbers = (c.rand(20).argsort() + 1).tolist()
-    tables = [numbers[:2], numbers[2:4], numbers[4:5], numbers[5:7]]
-    free = numbers[7:13]
+    tables = [numbers[:2], numbers[2:4], numbers[4:5], numbers[5:8]]
+    free = numbers[8:14]
     pages, rows = c.randn(21, size, width), c.randn(sum(counts), width)
     got = c.call(
         pages, tables, lengths, rows, counts, free, returns=3,
@@ -283,6 +309,19 @@ def check_store_rows(c):
         c.equal([_lists(got[1]), [int(p) for p in got[2]]], [[[2], []], [1]],
                 label="no new rows: no page is taken")  # fmt: skip
         c.equal(got[0], none, label="and nothing is written")
+        again = got[0].data_ptr() == none.data_ptr() or got[1] is one[1] or got[2] is one[5]
+        again = again or any(a is b for a, b in zip(got[1], one[1], strict=True))
+        c.true(not again, "as new objects, even then",
+               "what was passed came back, so that a later write changes both")  # fmt: skip
+    with c.part():
+        last = (none, [[2], [1]], [size - 1, size], c.randn(2, width), [1, 1], [3])
+        got = c.call(*last, returns=3)
+        c.equal([_lists(got[1]), [int(p) for p in got[2]]], [[[2], [1, 3]], []],
+                label="the last free page is taken")  # fmt: skip
+        room = (none, [[2], [1, 3]], *last[2:5], [])
+        got = c.call(*room, returns=3)
+        c.equal([_lists(got[1]), [int(p) for p in got[2]]], [[[2], [1, 3]], []],
+                label="no page is free, and none is needed")  # fmt: skip
     with c.part():
         rows = c.randn(size + 2, width)
         full = (none, [[2], [1]], [size - 1, size], rows, [size + 1, 1], [3])
