@@ -8,6 +8,7 @@ import torch
 
 from minids3.course.exercises.nb03_latent_attention.naive import (
     attend_naive,
+    check_another,
     check_cached,
     check_layout,
     check_loud,
@@ -228,8 +229,8 @@ def _preallocated(q_nope, q_rope, c_kv, k_rope, w_kv_b):
         Mutant(
             "small_mask",
             _small_mask,
-            "Your mask is a score of -100, and real scores can be lower: then the future is seen. "
-            "Use -inf.",
+            "Your mask is a score that real ones can fall below: then the future is seen. Use "
+            "-inf.",
         ),
         Mutant(
             "layout",
@@ -269,6 +270,8 @@ def check_attend_absorbed(c):
         label = "one query on 200 cached tokens rebuilds no key and no value"
         why = f"{counter.total:,} multiply-adds, {limit:,} are enough"
         c.true(counter.total <= 1.1 * limit, label, why, cost=True)
+    with c.part():
+        check_another(c, args)
     with c.part():
         c.grad(
             args=args,

@@ -54,6 +54,14 @@ def _query_heads(kind, layers, heads, kv_heads, head_dim, latent, rotary, size=2
     return cache_bytes(kind, layers, heads, heads, head_dim, latent, rotary, size)
 
 
+def _key_value_heads(kind, layers, heads, kv_heads, head_dim, latent, rotary, size=2):
+    return cache_bytes(kind, layers, kv_heads, kv_heads, head_dim, latent, rotary, size)
+
+
+def _group_size(kind, layers, heads, kv_heads, head_dim, latent, rotary, size=2):
+    return cache_bytes(kind, layers, heads, heads // kv_heads, head_dim, latent, rotary, size)
+
+
 def _one_layer(kind, layers, heads, kv_heads, head_dim, latent, rotary, size=2):
     return cache_bytes(kind, 1, heads, kv_heads, head_dim, latent, rotary, size)
 
@@ -141,6 +149,18 @@ def _in_bits(kind, layers, heads, kv_heads, head_dim, latent, rotary, size=2):
             "For GQA you counted the query heads. Queries are not kept; keys and values are, one "
             "for each key-value head.",
         ),
+        Mutant(
+            "key_value_heads",
+            _key_value_heads,
+            "For MHA you counted kv_heads. There every one of the heads keeps its own key and "
+            "value.",
+        ),
+        Mutant(
+            "group_size",
+            _group_size,
+            "heads // kv_heads is how many query heads share a key and a value. GQA keeps "
+            "kv_heads of each.",
+        ),
         Mutant("one_layer", _one_layer, "That is one layer. Every layer has its own cache."),
         Mutant(
             "always_two_bytes",
@@ -177,10 +197,10 @@ def check_cache_bytes(c):
         c.equal(got, 516_096, label="Llama-3.1-405B, 8 key-value heads: 516,096 bytes")
     layers, heads, width = c.size(3, 9), 4 * c.size(3, 6), 16 * c.size(2, 5)
     latent, rotary = c.size(70, 90), 2 * c.size(5, 12)
-    sizes = (layers, heads, 2, width, latent, rotary)
+    sizes = (layers, heads, 1, width, latent, rotary)
     expected = {
         "mha": sum(width for _ in range(layers * heads) for _ in "kv"),
-        "gqa": sum(width for _ in range(layers * 2) for _ in "kv"),
+        "gqa": sum(width for _ in range(layers) for _ in "kv"),
         "mla": sum(latent + rotary for _ in range(layers)),
     }
     for kind, numbers in expected.items():
@@ -193,6 +213,10 @@ def check_cache_bytes(c):
         label = "numbers of one byte each: half of it"
         c.equal(got, list(expected.values()), label=label)
     with c.part():
-        more = c.call("mla", layers, 3 * heads, 2, width, latent, rotary)
+        got = [c.call(kind, *sizes, 4) for kind in expected]
+        label = "numbers of four bytes each: twice as much"
+        c.equal(got, [4 * numbers for numbers in expected.values()], label=label)
+    with c.part():
+        more = c.call("mla", layers, 3 * heads, 1, width, latent, rotary)
         label = "three times the heads cost an MLA cache nothing"
         c.equal(more, 2 * expected["mla"], label=label)

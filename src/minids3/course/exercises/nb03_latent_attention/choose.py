@@ -70,6 +70,16 @@ def _swapped(queries, cached, heads, nope, rotary, value, latent):
     return count_macs(queries, cached, heads, nope, rotary, value, latent)[::-1]
 
 
+def _values_like_keys(queries, cached, heads, nope, rotary, value, latent):
+    return count_macs(queries, cached, heads, nope, rotary, nope, latent)
+
+
+def _rotary_once(queries, cached, heads, nope, rotary, value, latent):
+    naive, absorbed = count_macs(queries, cached, heads, nope, rotary, value, latent)
+    others = (heads - 1) * queries * cached * rotary
+    return naive - others, absorbed - others
+
+
 def _macs_step_by_step(queries, cached, heads, nope, rotary, value, latent):
     naive = cached * latent * heads * nope + cached * latent * heads * value
     naive += heads * queries * cached * (nope + rotary) + heads * queries * cached * value
@@ -173,6 +183,18 @@ def _causal_half(queries, cached, heads, nope, rotary, value, latent):
             "The weighted sum runs over the latents, C wide. The rotary key has no share in it.",
         ),
         Mutant(
+            "values_like_keys",
+            _values_like_keys,
+            "You took dn as the width of the values as well. It is dv, and the two need not be "
+            "equal.",
+        ),
+        Mutant(
+            "rotary_once",
+            _rotary_once,
+            "You counted the rotary part of the scores for one head. The key is shared, but each "
+            "head multiplies its own query with it.",
+        ),
+        Mutant(
             "swapped", _swapped, "The order is (naive, absorbed). Yours is the other way round."
         ),
         Mutant(
@@ -207,8 +229,9 @@ def check_count_macs(c):
     with c.part():
         label = "absorbed, T = 1 on S = 1,000 at V3's sizes"
         c.equal(got[1], 1000 * 139_264 + 16_777_216, label=label)
-    sizes = (c.size(3, 5), c.size(6, 9), 2 * c.size(3, 5), c.size(7, 10), c.size(17, 30))
-    for queries, cached in ((1, 1), (1, c.size(50, 90)), (c.size(20, 40), c.size(41, 80))):
+    sizes = (c.size(3, 5), c.size(6, 9), 2 * c.size(3, 5), c.size(10, 13), c.size(17, 30))
+    some, square = (c.size(20, 40), c.size(41, 80)), c.size(10, 19)
+    for queries, cached in ((1, 1), (1, c.size(50, 90)), some, (square, square)):
         with c.part():
             got = c.call(queries, cached, *sizes, returns=2)
             wanted = _macs_counted(queries, cached, *sizes)

@@ -173,7 +173,7 @@ def _preallocated(h, w_kv_a, kv_norm, cos, sin):
 def check_compress(c):
     """Shapes, the norm on the latent alone, the rotation on the key alone, gradients."""
     batch, steps, width = c.size(2, 3), c.size(4, 6), c.size(9, 13)
-    rank, rotary = 2 * c.size(5, 7), 2 * c.size(2, 4)
+    rank, rotary = 2 * c.size(5, 7), c.choice((4, 8))  # rank is never twice rotary
     h, w_kv_a = c.randn(batch, steps, width), c.randn(rank + rotary, width)
     kv_norm = 0.5 + c.rand(rank)
     cos, sin = rope_tables(steps, rotary)
@@ -199,9 +199,14 @@ def check_compress(c):
         c.close(loud_c, wanted_c, label="a key five times as long leaves the latent alone")
         c.close(loud_k, 5 * wanted_k, label="and stays five times as long", atol=1e-3)
     with c.part():
-        one_c, one_k = c.call(h[:, :1], w_kv_a, kv_norm, cos[:1], sin[:1], returns=2)
-        c.close(one_c, wanted_c[:, :1], label="a single token, T = 1: the same latent")
-        c.close(one_k, wanted_k[:, :1], label="a single token, T = 1: the same key", atol=1e-4)
+        one_c, one_k = c.call(h[:, 3:4], w_kv_a, kv_norm, cos[3:4], sin[3:4], returns=2)
+        c.close(one_c, wanted_c[:, 3:4], label="token 3 alone, T = 1: the same latent")
+        c.close(one_k, wanted_k[:, 3:4], label="token 3 alone, T = 1: the same key", atol=1e-4)
+    with c.part():
+        silent = torch.cat((h[:, :1], torch.zeros_like(h[:, :1]), h[:, 2:]), 1)
+        quiet_c, _ = c.call(silent, w_kv_a, kv_norm, cos, sin, returns=2)
+        label = "a token of zeros has a latent of zeros, not nan"
+        c.equal(quiet_c[:, 1], torch.zeros(batch, rank), label=label)
     with c.part():
         c.grad(
             args=(h, w_kv_a, kv_norm, cos, sin),

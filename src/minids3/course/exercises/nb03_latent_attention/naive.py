@@ -182,17 +182,27 @@ def _by_head(q_nope, q_rope, c_kv, k_rope, w_kv_b):
     return y
 
 
+def check_another(c, args):
+    """Latents and a matrix of the same shapes as before."""
+    q_nope, q_rope, c_kv, k_rope, w_kv_b = args
+    other = q_nope, q_rope, c_kv.flip(1), k_rope, w_kv_b.flip(0)
+    y = c.call(*other)
+    label = "other latents and matrices of the same shapes have their own result"
+    c.close(y, expected_attention(*other), label=label)
+
+
 def check_loud(c, args):
-    """Scores of hundreds, and position 0's own ones far below zero."""
+    """Scores of hundreds, and position 0's own ones at -40,000."""
     q_nope, q_rope, c_kv, k_rope, w_kv_b = args
     heads, nope = q_nope.shape[1], q_nope.shape[-1]
     w_uk = w_kv_b.unflatten(0, (heads, -1))[:, :nope]
     own = torch.einsum("bhn,hnc,bc->bh", q_nope[:, :, 0], w_uk, c_kv[:, 0])
     own = own + torch.einsum("bhr,br->bh", q_rope[:, :, 0], k_rope[:, 0])
-    factor = -300 * torch.sign(own)[..., None, None]
+    factor = torch.full((*q_nope.shape[:3], 1), 300.0)
+    factor[:, :, 0, 0] = -4e4 * math.sqrt(nope + q_rope.shape[-1]) / own
     loud = (q_nope * factor, q_rope * factor, c_kv, k_rope, w_kv_b)
     y = c.call(*loud)
-    label = "scores of hundreds, of either sign, neither overflow nor let the future in"
+    label = "scores of hundreds, or of -40,000, let neither overflow nor future in"
     c.close(y, expected_attention(*loud), label=label, rtol=2e-2, atol=2e-2)
 
 
@@ -272,8 +282,8 @@ def check_layout(c, args):
         Mutant(
             "small_mask",
             _small_mask,
-            "Your mask is a score of -100, and real scores can be lower: then the future is seen. "
-            "Use -inf.",
+            "Your mask is a score that real ones can fall below: then the future is seen. Use "
+            "-inf.",
         ),
         Mutant(
             "no_maximum",
@@ -315,6 +325,8 @@ def check_attend_naive(c):
         label = "another rotary key changes the result"
         changed = c.call(q_nope, q_rope, c_kv, moved, w_kv_b)
         c.close(changed, expected_attention(q_nope, q_rope, c_kv, moved, w_kv_b), label=label)
+    with c.part():
+        check_another(c, args)
     with c.part():
         c.grad(
             args=args,

@@ -104,6 +104,14 @@ def _one_layer(hidden, layers, dense_layers, dense_width, routed, shared, top_k,
     )
 
 
+def _one_gate(hidden, layers, dense_layers, dense_width, routed, shared, top_k, expert_width):
+    total, activated = feed_forward_parameters(
+        hidden, layers, dense_layers, dense_width, routed, shared, top_k, expert_width
+    )
+    others = (layers - dense_layers - 1) * routed * hidden
+    return total - others, activated - others
+
+
 def _layer_by_layer(hidden, layers, dense_layers, dense_width, routed, shared, top_k, expert_width):
     total = activated = 0
     for layer in range(layers):
@@ -188,6 +196,11 @@ def _floats(hidden, layers, dense_layers, dense_width, routed, shared, top_k, ex
             "The gates are missing: a matrix [routed, hidden] in each layer with experts.",
         ),
         Mutant(
+            "one_gate",
+            _one_gate,
+            "You counted one gate for the whole model. Each layer with experts has its own.",
+        ),
+        Mutant(
             "gate_of_chosen",
             _gate_of_chosen,
             "You counted only the chosen experts' rows of the gate. It has to score all of them "
@@ -266,7 +279,8 @@ def check_feed_forward_parameters(c):
     with c.part():
         every = sizes | {"top_k": sizes["routed"]}
         both = c.call(**every, returns=2)
-        c.equal(both[1], both[0], label="if a token uses all experts, the two are equal")
+        label = "if a token uses all experts, the two are equal"
+        c.equal(list(both), list(_expected(every)), label=label)
     with c.part():
         dense = sizes | {"layers": 2}
         only = c.call(**dense, returns=2)

@@ -56,6 +56,13 @@ def _combine_first_only(rows, weights, inverse):
     )
 
 
+def _combine_lost(rows, weights, inverse):
+    n, k = weights.shape
+    y = torch.zeros(n, rows.shape[-1])
+    y[torch.arange(n).repeat_interleave(k)] += weights.reshape(-1, 1) * rows[inverse]
+    return y
+
+
 def _combine_detached(rows, weights, inverse):
     return combine(rows, weights.detach(), inverse)
 
@@ -157,6 +164,12 @@ def _to_float(rows, weights, inverse):
             "Only the first expert of each token arrived. Sum over all K.",
         ),
         Mutant(
+            "lost",
+            _combine_lost,
+            "y[tokens] += ... adds only one row to a token that occurs several times. Use "
+            "index_add, or view as [N, K, D] and sum.",
+        ),
+        Mutant(
             "detached",
             _combine_detached,
             "The weights were detached: the values are right, but the gate would never learn.",
@@ -164,7 +177,7 @@ def _to_float(rows, weights, inverse):
         Mutant(
             "layout",
             _viewed,
-            "Your code needs rows to be contiguous: use reshape.",
+            "Your code needs rows and weights to be contiguous: use reshape.",
         ),
         Mutant(
             "to_double",
@@ -203,6 +216,11 @@ def check_combine(c):
         wanted = sum(weights[0, j] * rows[top_k - 1 - j] for j in range(top_k))
         c.close(one, wanted[None], label="a single token works (N = 1)")
     with c.part():
+        places = c.rand(tokens).argsort()
+        single = c.call(rows[:tokens], weights[:, :1], places)
+        label = "one expert for each token (K = 1): its row, times its weight"
+        c.close(single, weights[:, :1] * rows[places], label=label)
+    with c.part():
         c.grad(
             args=(rows, weights, inverse),
             wrt=(0, 1),
@@ -214,6 +232,10 @@ def check_combine(c):
         again = c.call(c.strided(rows), c.strided(weights), inverse)
         label = "rows and weights that are not contiguous give the same"
         c.close(again, _expected(rows, weights, inverse), label=label)
+    with c.part():
+        before = y.clone()
+        c.call(rows + 1, weights, inverse)
+        c.equal(y, before, label="a later call leaves an earlier result as it was")
 
 
 def _expected(rows, weights, inverse):

@@ -286,6 +286,10 @@ def check_plan_dispatch(c):
         one = c.call(lone, experts, returns=3)
         c.equal(one[0], torch.arange(top_k).flip(0), label="a single token works (N = 1)")
     with c.part():
+        nobody = c.call(indices[:0], experts, returns=3)
+        label = "no token at all (N = 0): every expert counts 0"
+        c.equal(nobody[2], torch.zeros(experts, dtype=torch.int64), label=label)
+    with c.part():
         many = c.rand(40, 300).argsort(-1)[:, :8]
         big = c.call(c.strided(many), 300, returns=3)
         wanted = _expected(many, 300)

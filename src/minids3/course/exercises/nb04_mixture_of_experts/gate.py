@@ -264,6 +264,13 @@ def check_moe_gate(c):
         c.close(one, torch.full((1, 1), scale), label="one token, one expert: its weight is scale")
         c.equal(first, wanted_indices[:1, :1], label="and it is the best of all")
     with c.part():
+        # score + bias are 0, 0.1, 0.2, ...: the last expert is the best.
+        steps = 0.1 * torch.arange(experts) - torch.sigmoid(weight @ x[0])
+        shares, ranked = c.call(x[:1], weight, steps, experts, scale, returns=2)
+        wanted, order = _expected(x[:1], weight, steps, experts, scale)
+        c.equal(ranked, order, label="top_k = E: all experts, the best choice first")
+        c.close(shares, wanted, label="top_k = E: the weights in the same order")
+    with c.part():
         forbidden = torch.zeros(tokens, experts).masked_fill(
             c.rand(tokens, experts).argsort(-1) < experts - top_k, float("-inf")
         )

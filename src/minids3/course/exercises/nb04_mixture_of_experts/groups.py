@@ -44,6 +44,15 @@ def _groups_zeroed(choice, n_group, topk_group):
     return _limit(choice, n_group, topk_group, _top_two, fill=0.0).flatten(1)
 
 
+def _groups_minus_1e30(choice, n_group, topk_group):
+    return _limit(choice, n_group, topk_group, _top_two, fill=-1e30).flatten(1)
+
+
+def _groups_smallest(choice, n_group, topk_group):
+    smallest = torch.finfo(choice.dtype).min
+    return _limit(choice, n_group, topk_group, _top_two, fill=smallest).flatten(1)
+
+
 def _groups_worst(choice, n_group, topk_group):
     return _limit(choice, n_group, topk_group, _top_two, largest=False).flatten(1)
 
@@ -154,6 +163,18 @@ def _preallocated(choice, n_group, topk_group):
             "forbidden 0 beats an allowed expert. Use minus infinity.",
         ),
         Mutant(
+            "minus_1e30",
+            _groups_minus_1e30,
+            "You closed groups with -1e30, which is still a number. They hold minus infinity: "
+            'float("-inf").',
+        ),
+        Mutant(
+            "smallest",
+            _groups_smallest,
+            "You closed groups with the lowest finite number (finfo.min). Minus infinity is lower "
+            "still, and that is what they hold.",
+        ),
+        Mutant(
             "worst",
             _groups_worst,
             "You kept the groups with the smallest scores. Keep the largest.",
@@ -228,7 +249,15 @@ def check_limit_groups(c):
         low = choice - 5
         negative = c.call(low, n_group, kept)
         label = "scores below zero: the best expert left is an allowed one"
-        c.equal(negative.argmax(-1), _expected(low, n_group, kept).argmax(-1), label=label)
+        allowed = _expected(low, n_group, kept)
+        c.equal(negative.argmax(-1), allowed.argmax(-1), label=label)
+        label = "and the groups with the largest sums of two stay"
+        c.equal(negative[0].isfinite(), allowed[0].isfinite(), label=label)  # row 0: no near ties
+    with c.part():
+        twins = torch.tensor([[0.7, 0.7, 0.1, 0.9, 0.3, 0.2]])
+        best = c.call(twins, 2, 1)
+        label = "if the two best of a group are equal, both count"
+        c.equal(best.isfinite(), _expected(twins, 2, 1).isfinite(), label=label)
     with c.part():
         single = c.call(choice[:3], experts, 2)
         label = "with topk_group = 2 and groups of one expert, the two best experts stay"
