@@ -13,10 +13,10 @@ def accept_and_residual(p, q):
 
     p [..., V]: the main model's distribution at the draft's place
     q [..., V]: what the draft was drawn from; both sum to 1 over V
-    returns accept [..., V], 1 where q is 0: nobody drafts that token;
-    and residual [..., V], what is drawn from if the draft is rejected: what
-    p has more than q, scaled to sum to 1. Where p equals q everywhere,
-    nothing is ever rejected, and the residual is p.
+    returns, in p's dtype, accept [..., V], 1 where q is 0: nobody drafts
+    that token; and residual [..., V], what is drawn from if the draft is
+    rejected: what p has more than q, scaled to sum to 1. Where p equals q
+    everywhere, nothing is ever rejected, and the residual is p.
     """
     accept = torch.where(q > 0, (p / q).clamp(max=1), torch.ones_like(p))
     more = (p - q).clamp(min=0)
@@ -67,6 +67,12 @@ def _absolute(p, q):
     return _with(p, q, residual=torch.where(total > 0, more / total, p))
 
 
+def _p_where_more(p, q):
+    more = torch.where(p > q, p, torch.zeros_like(p))
+    total = more.sum(-1, keepdim=True)
+    return _with(p, q, residual=torch.where(total > 0, more / total, p))
+
+
 def _scaled_over_all(p, q):
     more = (p - q).clamp(min=0)
     empty = more.sum(-1, keepdim=True) == 0
@@ -80,6 +86,12 @@ def _zero_by_zero(p, q):
 def _equal_is_nan(p, q):
     more = (p - q).clamp(min=0)
     return _with(p, q, residual=more / more.sum(-1, keepdim=True))
+
+
+def _equal_is_zero(p, q):
+    more = (p - q).clamp(min=0)
+    total = more.sum(-1, keepdim=True)
+    return _with(p, q, residual=torch.where(total > 0, more / total, more))
 
 
 def _never_drafted(p, q):
@@ -176,6 +188,12 @@ def _row_by_row(p, q):
             "give: 0.",
         ),
         Mutant(
+            "p_where_more",
+            _p_where_more,
+            "Your residual is p where p is larger than q. Those tokens have been drafted as often "
+            "as q says: only the difference is missing.",
+        ),
+        Mutant(
             "scaled_over_all",
             _scaled_over_all,
             "You divided by the sum of the whole tensor. Each place has its own distribution: sum "
@@ -193,6 +211,12 @@ def _row_by_row(p, q):
             "Where both are equal your residual is 0 / 0. Return p there.",
         ),
         Mutant(
+            "equal_is_zero",
+            _equal_is_zero,
+            "Where both are equal your residual is 0 for every token, which is no distribution. "
+            "It is p there.",
+        ),
+        Mutant(
             "never_drafted",
             _never_drafted,
             "Where q is 0 your chance is 0. Such a draft is never made, and the docstring asks "
@@ -205,7 +229,7 @@ def _row_by_row(p, q):
     ],
 )
 def check_accept(c):
-    """By numbers of each row; what comes out; zeros; certain drafts; equal distributions."""
+    """By numbers of each row; what comes out; zeros; certain drafts; equal and nearly equal."""
     rows, vocab = c.size(3, 5), c.size(6, 9)
     p, q = _distributions(c, rows, vocab), _distributions(c, rows, vocab)
     accept, residual = c.call(p, q, returns=2, label=f"runs on shape {list(p.shape)}")
@@ -240,6 +264,21 @@ def check_accept(c):
     with c.part():
         got = c.call(p[1], q[1], returns=2)
         c.close(list(got), [t[1] for t in _by_hand(p, q)], label="a single place, [V]")
+    with c.part():
+        got = c.call(torch.stack((p, q)), torch.stack((q, p)), returns=2)
+        both = zip(_by_hand(p, q), _by_hand(q, p), strict=True)
+        c.close(list(got), [torch.stack(t) for t in both], label="several texts, [2, T, V]")
+    with c.part():
+        near = torch.softmax(1.5 * c.randn(rows, vocab).double(), -1)
+        near[:, 0] *= 1e-9
+        other = near * (1 + 1e-7 * c.rand(rows, vocab).double())
+        other[:, 0] = 10 * near[:, 0]
+        near, other = (t / t.sum(-1, keepdim=True) for t in (near, other))
+        got = c.call(near, other, returns=2)
+        want = _by_hand(near, other)
+        label = "nearly equal, in float64, and a token of 1e-9: the chances"
+        c.close(got[0], want[0], label=label)
+        c.close(got[1], want[1], label="and the residual, seldom as it is needed")
 
 
 def _distributions(c, rows, vocab):
@@ -257,7 +296,7 @@ def _by_hand(p, q):
         accept.append([1.0 if y <= x else x / y for x, y in zip(a, b, strict=True)])
         gaps = [x - y if x > y else 0.0 for x, y in zip(a, b, strict=True)]
         residual.append([g / sum(gaps) for g in gaps] if sum(gaps) else a)
-    return torch.tensor(accept), torch.tensor(residual)
+    return torch.tensor(accept, dtype=p.dtype), torch.tensor(residual, dtype=p.dtype)
 
 
 def _comes_out(q, accept, residual):

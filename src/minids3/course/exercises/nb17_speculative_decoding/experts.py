@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from minids3.course.registry import Alternative, Mutant, exercise
@@ -79,6 +81,14 @@ def _draws(indices, n_experts, columns):
     share = _chosen(indices, n_experts).mean(0) / indices.shape[1]
     met = (1 - (1 - share) ** (columns * indices.shape[1])).sum().item()
     return experts_read(indices, n_experts, columns)[0], met
+
+
+def _without_replacement(indices, n_experts, columns):
+    tokens = len(indices)
+    times = _chosen(indices, n_experts).sum(0).long().tolist()
+    all_rows = math.comb(tokens, columns)
+    met = sum(1 - math.comb(tokens - n, columns) / all_rows for n in times)
+    return experts_read(indices, n_experts, columns)[0], float(met)
 
 
 def _all_share(indices, n_experts, columns):
@@ -196,6 +206,12 @@ def _table(indices, n_experts):
             "twice, so it meets more of them.",
         ),
         Mutant(
+            "without_replacement",
+            _without_replacement,
+            "You drew your strangers from this text, none of its tokens twice. They know nothing "
+            "of each other: each chooses e with e's share, whatever the others are.",
+        ),
+        Mutant(
             "all_share",
             _all_share,
             "For strangers you counted the experts that every one of them chose.",
@@ -212,12 +228,13 @@ def _table(indices, n_experts):
     ],
 )
 def check_experts(c):
-    """By sets of neighbours and shares; one column, two, three; a text that never changes."""
-    experts, top_k, tokens = c.size(11, 14), 3, 2 * c.size(10, 14) + 1
+    """By sets of neighbours and shares; one to three columns, all; a text that repeats itself."""
+    experts, top_k, tokens = c.size(11, 14), 4, 2 * c.size(10, 14) + 1
     liking = c.randn(experts)  # some experts are popular, and neighbours are alike
     scores = c.randn(tokens, experts) + 0.8 * liking
     scores[1:] += 0.9 * scores[:-1]
     picks = scores.topk(top_k).indices
+    picks[-1] = picks[0]
     for columns, first in ((2, "runs on one layer's choices, two columns"), (3, None)):
         with c.part():
             got = c.call(picks, experts, columns, returns=2, label=first)
@@ -226,14 +243,19 @@ def check_experts(c):
             c.close(got[1], want[1], label=f"{columns} strangers with the same shares")
     with c.part():
         got = c.call(picks, experts, 1, returns=2)
-        c.close(list(got), [3.0, 3.0], label="one column reads its own K, alone or not")
+        c.close(list(got), [float(top_k)] * 2, label="one column reads its own K, alone or not")
         alike = picks[:1].expand(tokens, top_k).contiguous()
         got = c.call(alike, experts, 2, returns=2)
-        c.close(list(got), [3.0, 3.0], label="tokens that all choose alike read no more")
+        c.close(list(got), [float(top_k)] * 2, label="tokens that all choose alike read no more")
     with c.part():
         got = c.call(picks, experts, tokens, returns=2)
         want = _by_sets(picks, experts, tokens)
         c.close(list(got), list(want), label="the whole text in one pass")
+    with c.part():
+        twice = picks.unique(dim=0).repeat(2, 1)
+        got = c.call(twice, experts, 2, returns=2)
+        want = _by_sets(twice, experts, 2)
+        c.close(got[1], want[1], label="a text written twice: two strangers may be the same token")
 
 
 def _by_sets(picks, n_experts, columns):

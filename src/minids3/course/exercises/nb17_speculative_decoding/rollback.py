@@ -62,6 +62,15 @@ def _mtp_as_main(text, drafts, n, token, hidden):
     return _changed(text, drafts, n, token, hidden, mtp=len(text) + n)
 
 
+def _mtp_one_more(text, drafts, n, token, hidden):
+    return _changed(text, drafts, n, token, hidden, mtp=len(text))
+
+
+def _kept_and_read(text, drafts, n, token, hidden):
+    rows = hidden[n : n + 1]
+    return _changed(text, drafts, n, token, hidden, mtp=len(text) - 1 + n, rows=rows)
+
+
 def _mtp_one_short(text, drafts, n, token, hidden):
     return _changed(text, drafts, n, token, hidden, mtp=len(text) - 2)
 
@@ -72,6 +81,10 @@ def _all_vectors(text, drafts, n, token, hidden):
 
 def _last_vector(text, drafts, n, token, hidden):
     return _changed(text, drafts, n, token, hidden, rows=hidden[n : n + 1])
+
+
+def _vectors_one_short(text, drafts, n, token, hidden):
+    return _changed(text, drafts, n, token, hidden, rows=hidden[:n])
 
 
 def _drafts_vectors(text, drafts, n, token, hidden):
@@ -164,6 +177,18 @@ def _from_the_end(text, drafts, n, token, hidden):
             "i + 1, so it has read only up to the last id but one.",
         ),
         Mutant(
+            "kept_and_read",
+            _kept_and_read,
+            "The module keeps accepted places and goes on with the last vector. It read its own "
+            "output there: all n + 1 places must be read again.",
+        ),
+        Mutant(
+            "mtp_one_more",
+            _mtp_one_more,
+            "The module keeps len(text) places, one too many. The vector of the text's last id was "
+            "not there when it read that place.",
+        ),
+        Mutant(
             "mtp_one_short",
             _mtp_one_short,
             "You dropped a place too many from the module's cache. It has read the vectors of all "
@@ -179,6 +204,11 @@ def _from_the_end(text, drafts, n, token, hidden):
             _last_vector,
             "You hand over the last vector only. The module attends to its own past, so it has to "
             "read every place, those of accepted drafts included.",
+        ),
+        Mutant(
+            "vectors_one_short",
+            _vectors_one_short,
+            "You hand over n vectors. The last id of the text and n drafts are n + 1.",
         ),
         Mutant(
             "drafts_vectors",
@@ -204,16 +234,17 @@ def _from_the_end(text, drafts, n, token, hidden):
     ],
 )
 def check_after(c):
-    """Three drafts with every number accepted, one draft, none."""
+    """Two, none, all of the drafts accepted; one draft, none; ids that repeat; a text of one id."""
     length, k, width = c.size(7, 12), c.size(4, 5), c.size(3, 5)
     ids = c.randint(100, 999, length + k + 1).tolist()
     text, drafts, token = ids[:length], ids[length:-1], ids[-1]
     hidden = c.randn(1 + k, width)
 
-    def state(label, n, drafts=drafts, hidden=hidden, first=None):
+    def state(label, n, drafts=drafts, hidden=hidden, first=None, text=text):
         got = c.call(text, drafts, n, token, hidden, returns=4, label=first)
-        kept = [i for i, _ in enumerate([*text, *drafts]) if i < length or i - length < n]
-        read = [i for i, _ in enumerate(text) if i + 1 < length]
+        known = len(text)
+        kept = [i for i, _ in enumerate([*text, *drafts]) if i < known or i - known < n]
+        read = [i for i, _ in enumerate(text) if i + 1 < known]
         c.equal(list(got[0]), [*[[*text, *drafts][i] for i in kept], token], label=f"{label}: text")
         c.equal(list(got[1:3]), [len(kept), len(read)], label=f"{label}: places of both caches")
         rows = [hidden[i].tolist() for i in range(1 + n)]
@@ -229,3 +260,7 @@ def check_after(c):
         state("one draft, accepted", 1, drafts[:1], hidden[:2])
     with c.part():
         state("no drafts at all", 0, [], hidden[:1])
+    with c.part():
+        state("ids that occur again", 1, [token, text[0], *drafts[2:]])
+    with c.part():
+        state("a text of one id", 1, text=text[:1])

@@ -99,6 +99,28 @@ def _by_p(p, drafts, q, u):
     return len(drafts), p[-1]
 
 
+def _likeliest(p, drafts, q, u):
+    _, residual = _chances(p, drafts, q)
+    for i, token in enumerate(drafts):
+        if int(p[i].argmax()) != token:
+            return i, residual[i]
+    return len(drafts), p[-1]
+
+
+def _product(p, drafts, q, u):
+    chances, residual = _chances(p, drafts, q)
+    so_far = 1.0
+    for i, a in enumerate(chances):
+        so_far = so_far * a
+        if u[i] >= so_far:
+            return i, residual[i]
+    return len(drafts), p[-1]
+
+
+def _all(p, drafts, q, u):
+    return len(drafts), p[-1]
+
+
 def _first_law(p, drafts, q, u):
     n, probs = check_drafts(p, drafts, q, u)
     return n, probs if n == len(drafts) else accept_and_residual(p[0], q[0])[1]
@@ -208,6 +230,23 @@ def _recursive(p, drafts, q, u):
             "You compared u with p. The chance of a draft is p / q, at most 1.",
         ),
         Mutant(
+            "likeliest",
+            _likeliest,
+            "You accepted what the main model finds likeliest, and ignored u. That is greedy "
+            "decoding; here the chance is p / q.",
+        ),
+        Mutant(
+            "product",
+            _product,
+            "You compared u with the product of the chances so far. The drafts before have been "
+            "judged by their own numbers: each u is compared with one chance.",
+        ),
+        Mutant(
+            "all",
+            _all,
+            "You accepted every draft. One falls if its u is not less than its chance.",
+        ),
+        Mutant(
             "first_law",
             _first_law,
             "You returned the residual of the first place. It belongs to the place of the rejected "
@@ -220,10 +259,14 @@ def _recursive(p, drafts, q, u):
     ],
 )
 def check_verify(c):
-    """Every number of accepted drafts, a chance of 0 and of 1, one draft, none."""
-    k, vocab = 3, c.size(6, 9)
+    """None, one, two, all accepted; a chance of 0 and of 1; float64; one draft, none."""
+    k, vocab = 4, c.size(6, 9)
     p = torch.softmax(1.5 * c.randn(k + 1, vocab), -1)
     q = torch.softmax(1.5 * c.randn(k, vocab), -1)
+    # The second draft's chance is the largest and the third's the smallest: neither the first
+    # number for all drafts nor products of chances end where they should.
+    order = (q / p[:k]).amax(-1).argsort(descending=True)[[2, 3, 0, 1]]
+    p, q = torch.cat((p[order], p[-1:])), q[order]
     drafts = [
         int((b / a).argmax()) for a, b in zip(p, q, strict=False)
     ]  # made too often: chances below 1
@@ -256,7 +299,7 @@ def check_verify(c):
         less[1, drafts[1]] = 0.0
         less[1] /= less[1].sum()
         more[0] = p[0]
-        u = torch.tensor([0.999, 0.0, 0.0])
+        u = torch.tensor([0.999] + [0.0] * (k - 1))
         got = c.call(less, drafts, more, u, returns=2)
         gap = (less[1] - more[1]).clamp(min=0)
         label = "a chance of 1 holds for u = 0.999, a chance of 0 not even for u = 0"
@@ -264,6 +307,28 @@ def check_verify(c):
     with c.part():
         got = c.call(p[-2:], drafts[-1:], q[-1:], numbers(k)[-1:], returns=2)
         c.close(list(got), [1, p[-1]], label="one draft, and it is accepted")
+    with c.part():
+        best = int(p[0].argmax())
+        often = p[0] / 2
+        often[best] += 0.5
+        chance = float(p[0, best]) / float(often[best])
+        got = c.call(p[:2], [best], often[None], torch.tensor([(1 + chance) / 2]), returns=2)
+        gap = (p[0] - often).clamp(min=0)
+        label = "one draft, p's likeliest token: it falls, too"
+        c.close(list(got), [0, gap / gap.sum()], label=label)
+    with c.part():
+        near, other = (t.double() / t.double().sum(-1, keepdim=True) for t in (p, q))
+        near[1] = 1 + c.rand(vocab)  # even enough that p has more than q at two tokens or more
+        near[1] /= near[1].sum()
+        other[1] = near[1] * (1 + 1e-3 * torch.linspace(-1, 1, vocab).double())
+        other[1] /= other[1].sum()
+        ids = [drafts[0], vocab - 1, *drafts[2:]]
+        u = numbers(k).double()
+        u[1] = (1 + near[1, -1] / other[1, -1]) / 2
+        got = c.call(near, ids, other, u, returns=2)
+        gap = (near[1] - other[1]).clamp(min=0)
+        label = "in float64, where p and q hardly differ: it falls, and the residual"
+        c.close(list(got), [1, gap / gap.sum()], label=label, rtol=1e-9, atol=1e-9)
     with c.part():
         got = c.call(p[:1], [], q[:0], torch.zeros(0), returns=2)
         c.close(list(got), [0, p[0]], label="no drafts: the plain distribution")

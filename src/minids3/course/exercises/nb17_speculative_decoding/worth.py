@@ -73,6 +73,18 @@ def _cost_once(acceptance, draft_cost, column_cost):
     return tokens, tokens / (1 + (draft_cost + column_cost) * bool(acceptance))
 
 
+def _draft_cost_once(acceptance, draft_cost, column_cost):
+    tokens, _ = step_worth(acceptance, draft_cost, column_cost)
+    k = len(acceptance)
+    return tokens, tokens / (1 + draft_cost * bool(k) + k * column_cost)
+
+
+def _column_cost_once(acceptance, draft_cost, column_cost):
+    tokens, _ = step_worth(acceptance, draft_cost, column_cost)
+    k = len(acceptance)
+    return tokens, tokens / (1 + k * draft_cost + column_cost * bool(k))
+
+
 def _rejected_free(acceptance, draft_cost, column_cost):
     tokens, _ = step_worth(acceptance, draft_cost, column_cost)
     return tokens, tokens / (1 + (tokens - 1) * (draft_cost + column_cost))
@@ -183,6 +195,18 @@ def _nested(acceptance, draft_cost, column_cost):
             "You paid for one draft. Every draft has to be made, and each is a column more.",
         ),
         Mutant(
+            "draft_cost_once",
+            _draft_cost_once,
+            "You paid draft_cost once. That is what one draft takes, and k are made one after the "
+            "other.",
+        ),
+        Mutant(
+            "column_cost_once",
+            _column_cost_once,
+            "You paid column_cost once. Each of the k drafts is a column more in the checking "
+            "pass.",
+        ),
+        Mutant(
             "rejected_free",
             _rejected_free,
             "You paid for accepted drafts only. The others were made and checked as well.",
@@ -240,9 +264,13 @@ def check_worth(c):
         got = c.call(some, draft, column, returns=2)
         label = "after a draft that is never accepted, nothing counts"
         c.close(got[0], 1 + rates[0][0], label=label)
+        speed = (1 + rates[0][0]) / (1 + 3 * draft + 3 * column)
+        c.close(got[1], speed, label="but all three have cost the same")
     with c.part():
         got = c.call([1.0, 1.0, rates[1][0]], draft, column, returns=2)
         c.close(got[0], 3 + rates[1][0], label="two that are always accepted")
+        speed = (3 + rates[1][0]) / (1 + 3 * draft + 3 * column)
+        c.close(got[1], speed, label="and are paid for")
     with c.part():
         got = c.call([], draft, column, returns=2)
         c.close(list(got), [1.0, 1.0], label="no drafts: plain decoding")
