@@ -223,6 +223,14 @@ def check_draft_acceptance(c):
     with c.part():
         p, _ = c.call(c.strided(logits), c.strided(draft), targets, returns=2)
         c.close(p, share, label="logits that are not contiguous give the same")
+    with c.part():
+        loud = [10_000.0 + t.argsort(-1).argsort(-1) for t in (logits, draft)]  # the same order
+        p, _ = c.call(*loud, targets, returns=2)
+        c.close(p, share, label="logits above 10,000 in the same order give the same")
+    with c.part():
+        agreeing = torch.zeros_like(draft[:1]).scatter_(2, said[:1, 1:, None], 9.0)
+        p, _ = c.call(logits[:1], agreeing, targets[:1], returns=2)
+        c.close(p, torch.tensor(1.0), label="a single row works: its draft agrees everywhere")
 
 
 def _places(draft):

@@ -105,6 +105,11 @@ def _detached(targets, lam, logits, *extra):
     return mtp_loss(targets, lam, logits, *(scores.detach() for scores in extra))
 
 
+def _detached_parts(targets, lam, logits, *extra):
+    total, losses = mtp_loss(targets, lam, logits, *extra)
+    return total, losses.detach()
+
+
 def _by_hand(targets, lam, logits, *extra):
     count = (targets != -100).sum()
     losses = [_nats(s, targets[:, k:])[0].sum() / count for k, s in enumerate([logits, *extra])]
@@ -231,6 +236,12 @@ def _in_float64(targets, lam, logits, *extra):
             "detach them or take .item()?",
         ),
         Mutant(
+            "detached_parts",
+            _detached_parts,
+            "The gradient comes through the objective alone. The Trainer below adds up the parts "
+            "itself, so they need it too: no detach, item or torch.tensor.",
+        ),
+        Mutant(
             "lambda_built_in",
             _lambda_built_in,
             "You built 0.3 in. lam is an argument: V3 lowers it to 0.1 late in training.",
@@ -299,6 +310,11 @@ def check_mtp_loss(c):
         total, _ = c.call(targets, other, logits, *extra, returns=2)
         want = _expected(targets, other, logits, *extra)[0]
         c.close(total, want, label=f"with lam = {other} the modules count {other} times")
+    with c.part():
+        total, losses = c.call(targets, 0.0, logits, *extra, returns=2)
+        want, parts = _expected(targets, 0.0, logits, *extra)
+        c.close(losses, parts, label="with lam = 0 all parts still come back")
+        c.close(total, want, label="and the objective is the main loss")
     with c.part():
         loud = [150 * t for t in (logits, *extra)]
         total, losses = c.call(targets, lam, *[c.strided(t) for t in loud], returns=2)

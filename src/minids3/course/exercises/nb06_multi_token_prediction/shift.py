@@ -203,6 +203,12 @@ def check_mtp_targets(c):
         got = c.call(ids, targets, steps - 1, returns=2)
         label = "for k = T - 1 one position is left, the first"
         c.equal(torch.cat((got[0], got[1]), 1), text[:, -2:], label=label)
+    with c.part():
+        row = torch.tensor([[5, 6, 7, 8, 9]])
+        told, labels = c.call(row[:, :-1], row[:, 1:], 1, returns=2)
+        c.equal(told, row[:, 1:-1], label="the example of the text: told [[6, 7, 8]]")
+        c.equal(labels, row[:, 2:], label="and labels [[7, 8, 9]]")
+        c.dtype(labels, torch.int64, "a tensor of labels")
 
 
 def _walk(text, ahead):

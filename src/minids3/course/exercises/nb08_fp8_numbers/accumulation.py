@@ -333,6 +333,16 @@ def check_sum(c):
     with c.part():
         label = "products that are not contiguous give the same"
         c.close(c.call(c.strided(x), 64), _by_hand(x, 64), label=label, **near)
+    with c.part():
+        lost = torch.zeros(1, 65 * 32, dtype=torch.float64)
+        lost[0, 0], lost[0, 32::32] = 2.0**25, 1.0
+        label = "in a float32 total, 2^25 + 1 is 2^25, 64 times over"
+        c.equal(c.call(lost, 32), torch.tensor([2.0**25]), label=label)
+    with c.part():
+        nearly = torch.zeros(1, 32, dtype=torch.float64)
+        nearly[0, 0] = 2 - 2.0**-40
+        label = "2 - 2^-40 is cut to 2 - 2^-13, not rounded to 2"
+        c.equal(c.call(nearly), torch.tensor([2 - 2.0**-13]), label=label)
 
 
 def _products(c, rows, columns):

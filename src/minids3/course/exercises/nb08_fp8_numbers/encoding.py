@@ -272,7 +272,7 @@ def check_encode(c):
         label = "rounding up to a power of two carries into the exponent"
         c.equal(c.call(high).long(), _nearest(high.tolist()), label=label)
     with c.part():
-        small = 2.0**-6 * c.rand(c.size(20, 30))
+        small = torch.cat((2.0**-6 * c.rand(c.size(20, 30)), torch.tensor([1.5 * 2.0**-10])))
         label = "below 2^-6 the spacing stays 2^-9, down to zero"
         c.equal(c.call(small).long(), _nearest(small.tolist()), label=label)
         c.equal(c.call(torch.zeros(2)).long(), torch.zeros(2).long(), label="zero is code 0")

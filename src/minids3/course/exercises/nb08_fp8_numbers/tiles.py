@@ -328,6 +328,17 @@ def check_tiles(c):
         )
         label = "with the scales of 48 numbers"
         c.close(scale, _scales(x, 48), label=label, rtol=1e-6, atol=0)
+    with c.part():
+        scale = c.call(c.strided(x[:, :256]), returns=2)[1]
+        label = "an x of 256 columns that is not contiguous works"
+        c.close(scale, _scales(x[:, :256], 128), label=label, rtol=1e-6, atol=0)
+    with c.part():
+        for size in ("1e-20", "1e37", "1e-37"):
+            far = float(size) * c.randn(2, 128)
+            q, scale = c.call(far, returns=2)
+            c.close(scale, _scales(far, 128), label=f"the scale of {size}", rtol=1e-4, atol=0)
+            label = f"numbers around {size} keep their precision"
+            c.true(_within(far, q, scale, 128), label, "some numbers are further away than that")
 
 
 def _scales(x, tile):

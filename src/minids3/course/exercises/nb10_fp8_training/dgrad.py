@@ -41,6 +41,10 @@ def _dgrad_per_tensor(grad, w_q, w_scale):
     return _with(grad, w_q, w_scale, None)
 
 
+def _dgrad_whole_token(grad, w_q, w_scale):
+    return _with(grad, w_q, w_scale, (1, grad.shape[1]))
+
+
 def _dgrad_exact(grad, w_q, w_scale):
     return (grad.float() @ dequantize(w_q, w_scale, BLOCK)).bfloat16()
 
@@ -121,6 +125,11 @@ def _dgrad_library(grad, w_q, w_scale):
             "One scale for the whole gradient, though tokens differ a lot: 1 x 128.",
         ),
         Mutant(
+            "whole_token",
+            _dgrad_whole_token,
+            "You have one scale per token for all of N. Every 128 numbers of it have their own.",
+        ),
+        Mutant(
             "exact_gradient",
             _dgrad_exact,
             "You multiplied the gradient as it came. Both operands of the product are E4M3.",
@@ -178,3 +187,19 @@ def check_dgrad(c):
     with c.part():
         one = c.call(grad[:1], w_q, w_scale)
         c.close(one, dx[:1], label="one token alone gives the same", rtol=2.0**-7, atol=1e-8)
+    with c.part():
+        large = c.call(1e9 * grad, w_q, w_scale)
+        expected = rounded(1e9 * grad, 1, 128) @ weight
+        label = "a gradient a billion times as large"
+        c.close(large, expected, label=label, rtol=5e-3, atol=tolerance(expected))
+    with c.part():
+        # Right above the middle of an even code and the next: in BF16 it is the middle itself.
+        even = (2 * c.randint(8, 63, 1, n)).to(torch.uint8)
+        low, high = (t.view(torch.float8_e4m3fn).float() for t in (even, even + 1))
+        beside = (low + high) / 2 * (1 + 2.0**-14)
+        beside[:, [0, 128]] = 448.0
+        beside[:, 128:] *= 0.625  # the scales are 1 and 0.625, exactly
+        expected = rounded(beside, 1, 128) @ weight
+        label = "a number right beside the middle of two codes goes to the nearer"
+        dx = c.call(beside, w_q, w_scale)
+        c.close(dx, expected, label=label, rtol=5e-3, atol=tolerance(expected))

@@ -101,6 +101,10 @@ def _operands_exact(x, weight):
     return (x @ weight.T).bfloat16(), fp8_forward(x, weight)[1]
 
 
+def _clamped(x, weight):
+    return fp8_forward(x.clamp(-448, 448), weight.clamp(-448, 448))
+
+
 def _by_rows(x, weight):
     x_q, x_scale = quantize(x, TILE)
     w_q, w_scale = quantize(weight, BLOCK)
@@ -190,6 +194,12 @@ def _by_rows(x, weight):
             "You multiplied the matrices as they came. The product is made of what was rounded to "
             "E4M3: dequantise both and multiply those.",
         ),
+        Mutant(
+            "clamped",
+            _clamped,
+            "You clamped the numbers to FP8's range before they were scaled. The scales bring "
+            "them there.",
+        ),
     ],
     alternatives=[
         Alternative("blocks_of_k", _forward_blocks_of_k),
@@ -208,6 +218,11 @@ def check_forward(c):
         expected = rounded(x, 1, 128) @ rounded(weight, 128, 128).T
         c.close(y, expected, "y", rtol=5e-3, atol=tolerance(expected))
     with c.part():
+        large, _ = c.call(1e5 * x, weight, returns=2)
+        expected = rounded(1e5 * x, 1, 128) @ rounded(weight, 128, 128).T
+        label = "an x a hundred thousand times as large"
+        c.close(large, expected, label=label, rtol=5e-3, atol=tolerance(expected))
+    with c.part():
         c.true(
             lambda: len(kept) == 4 and kept[0].dtype == kept[2].dtype == torch.float8_e4m3fn,
             "x and the weight are kept as E4M3",
@@ -215,6 +230,13 @@ def check_forward(c):
         )
         c.shape(kept[1], (m, 2), "the scale of x")
         c.shape(kept[3], (2, 2), "the scale of the weight")
+        c.dtype(kept[1], torch.float32, "the scale of x")
+        c.dtype(kept[3], torch.float32, "the scale of the weight")
+        label = "the kept x times its scales is x, rounded in tiles"
+        c.close(dequantize(*kept[:2], TILE), rounded(x, 1, 128), label=label, rtol=1e-6, atol=0)
+        label = "the kept weight times its scales is the weight, rounded in blocks"
+        whole = rounded(weight, 128, 128)
+        c.close(dequantize(*kept[2:], BLOCK), whole, label=label, rtol=1e-6, atol=0)
     with c.part():
         loud = x.clone()
         loud[-1] *= 1000

@@ -117,6 +117,11 @@ def _moments_corrected_kept(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, deca
     return new, m.bfloat16(), v.bfloat16()
 
 
+def _moments_decay_after(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.1):
+    p, m, v = adamw_step(p, grad, m, v, step, lr, beta1, beta2, 0.0)
+    return p * (1 - lr * decay), m, v
+
+
 def _moments_in_float64(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.1):
     wide = _expected(p, grad, m, v, step, lr, beta1, beta2, decay)
     return wide[0].float(), wide[1].to(m.dtype), wide[2].to(v.dtype)
@@ -215,6 +220,11 @@ def _moments_in_float64(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.
             "You returned the corrected moments. What is kept for the next step is m and v "
             "themselves; the correction is for this step's update only.",
         ),
+        Mutant(
+            "decay_after",
+            _moments_decay_after,
+            "The weight shrinks first: you shrank the update too.",
+        ),
     ],
     alternatives=[
         Alternative("lerp", _moments_lerp),
@@ -264,6 +274,13 @@ def check_moments(c):
     with c.part():
         tiny = c.call(p, 1e-6 * grad, 0 * m, 0 * v, 1, lr, returns=3)
         c.true(bool((tiny[2] > 0).all()), "squares of tiny gradients do not vanish")
+        wanted = _expected(p, 1e-6 * grad, 0 * m, 0 * v, 1, lr)[0]
+        label = "1e-8 is added beside the root"
+        c.close(tiny[0], wanted, label=label, rtol=1e-5, atol=2e-6)
+    with c.part():
+        still = c.call(p, 0 * grad, 0 * m, 0 * v, 1, lr, returns=3)[0]
+        label = "with a gradient and moments of 0 the weight only decays"
+        c.close(still, p.double() * (1 - 0.1 * lr), label=label, rtol=1e-6, atol=0)
     with c.part():
         moved = c.call(p + 3, grad, m, v, 7, 1e-5, returns=3)[0]
         wanted = _expected(p + 3, grad, m, v, 7, 1e-5)[0]
@@ -277,6 +294,11 @@ def check_moments(c):
         c.close(other[0], wanted[0], label=label, rtol=1e-5, atol=2e-6)
         c.close(other[1], wanted[1], label="and m", rtol=4.2e-3, atol=1e-5)
         c.close(other[2], wanted[2], label="and v", rtol=4.2e-3, atol=0)
+    with c.part():
+        far = c.call(p, grad, m, v, 4, 0.5, decay=0.4, returns=3)[0]
+        wanted = _expected(p, grad, m, v, 4, 0.5, decay=0.4)[0]
+        label = "lr = 0.5 and decay = 0.4: the update itself is not decayed"
+        c.close(far, wanted, label=label, rtol=1e-5, atol=2e-5)
 
 
 def _expected(p, grad, m, v, step, lr, beta1=0.9, beta2=0.95, decay=0.1):

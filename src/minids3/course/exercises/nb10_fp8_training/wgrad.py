@@ -59,6 +59,11 @@ def _wgrad_blocks(grad, x_q, x_scale):
     return _turned(grad, BLOCK) @ _turned(dequantize(x_q, x_scale, TILE), BLOCK).T
 
 
+def _wgrad_all_tokens(grad, x_q, x_scale):
+    tile = (1, len(grad))
+    return _turned(grad, tile) @ _turned(dequantize(x_q, x_scale, TILE), tile).T
+
+
 def _wgrad_exact_gradient(grad, x_q, x_scale):
     return grad.float().T @ _turned(dequantize(x_q, x_scale, TILE)).T
 
@@ -141,6 +146,11 @@ def _wgrad_library(grad, x_q, x_scale):
             "of the transpose.",
         ),
         Mutant(
+            "all_tokens",
+            _wgrad_all_tokens,
+            "All tokens of a channel share a scale. Every 128 of them have their own.",
+        ),
+        Mutant(
             "exact_gradient",
             _wgrad_exact_gradient,
             "You multiplied the gradient as it came. Both operands of the product are E4M3.",
@@ -180,3 +190,8 @@ def check_wgrad(c):
     with c.part():
         silent = c.call(torch.zeros_like(grad), x_q, x_scale)
         c.true(not silent.any(), "no gradient in, none out")
+    with c.part():
+        large = c.call(1e9 * grad, x_q, x_scale)
+        expected = rounded(1e9 * grad, 128, 1).T @ rounded(kept, 128, 1)
+        label = "a gradient a billion times as large"
+        c.close(large, expected, label=label, rtol=1e-4, atol=tolerance(expected, 1e-4))
