@@ -201,8 +201,8 @@ def _where(bias, load, speed):
         Mutant(
             "in_place",
             _bias_in_place,
-            "You wrote into the bias you were given. Return a new tensor: the forward pass of this "
-            "step still belongs to the old one.",
+            "You wrote into the bias or the load. Return a new tensor: the forward pass of this "
+            "step still belongs to the old bias.",
         ),
         Mutant(
             "integer_mean",
@@ -256,7 +256,10 @@ def check_bias(c):
         even = torch.full((experts,), 17)
         c.close(c.call(bias, even, speed), bias, label="an even load changes nothing")
     with c.part():
-        c.close(c.call(bias, load, 0.0), bias, label="speed 0 changes nothing")
+        same = c.call(bias, load, 0.0)
+        c.close(same, bias, label="speed 0 changes nothing")
+        why = "it is the old bias itself"
+        c.true(same is not bias, "and still gives a new tensor", why, cost=True)
     with c.part():
         uneven = load.clone()
         full = int(uneven.argmax())
@@ -265,6 +268,10 @@ def check_bias(c):
         c.close(
             c.call(bias, uneven, speed), _step(bias, uneven, speed), label=label, rtol=0, atol=1e-6
         )
+    with c.part():
+        near, old = torch.tensor([1000, 1001, 1001]), bias[:3]
+        label = "loads that differ by a thousandth"
+        c.close(c.call(old, near, speed), _step(old, near, speed), label=label, rtol=0, atol=1e-6)
     with c.part():
         many = load * 4096  # too many for FP16, and every sum exact in FP32
         label = "loads of tens of thousands"

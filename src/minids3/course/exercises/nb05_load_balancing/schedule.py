@@ -131,3 +131,15 @@ def check_schedule(c):
     with c.part():
         label = "with no last part it never stops"
         c.close(c.call(total - 1, total, 0, 0.02), 0.02, label=label, rtol=1e-6, atol=0)
+    with c.part():
+        label = "7 of 10 tokens with a last part of 2.5: not yet"
+        c.close(c.call(7, 10, 2.5, 0.02), 0.02, label=label, rtol=1e-6, atol=0)
+    with c.part():
+        label = "2 of 3 tokens with a last part of 1: the switch"
+        c.close(c.call(2, 3, 1, 0.02), 0.0, label=label, rtol=0, atol=0)
+    with c.part():
+        label = "with all tokens seen it is 0"
+        c.close(c.call(total, total, last, 0.02), 0.0, label=label, rtol=0, atol=0)
+    with c.part():
+        label = "with a last part as long as the run it never starts"
+        c.close(c.call(0, total, total, 0.02), 0.0, label=label, rtol=0, atol=0)

@@ -264,7 +264,7 @@ def check_sequence(c):
         c.close(c.call(sides, top_k), _by_hand(sides, top_k), label=label)
     with c.part():
         one = scores[:, :1]
-        c.close(c.call(one, 3), _by_hand(one, 3), label="one token and another K work")
+        c.close(c.call(one, 5), _by_hand(one, 5), label="one token and another K work")
     with c.part():
         c.grad(
             args=(scores, top_k),

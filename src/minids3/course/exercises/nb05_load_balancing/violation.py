@@ -235,6 +235,10 @@ def check_violation(c):
         crowd = _uneven(c, 1, 1000, experts, top_k).repeat(1, 3, 1)
         label = "thousands of tokens are counted right"
         c.close(c.call(c.strided(crowd), experts), _by_hand(crowd, experts), label=label)
+    with c.part():
+        two = torch.arange(3050).ge(2049).long()[None, :, None]
+        label = "2049 tokens on one expert, 1001 on the other"
+        c.close(c.call(two, 2), torch.tensor([524 / 1525]), label=label)
 
 
 def _uneven(c, layers, tokens, experts, top_k):

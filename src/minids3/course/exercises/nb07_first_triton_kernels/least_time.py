@@ -125,6 +125,15 @@ def _h100(kernels, peak, bandwidth):
     return least_time(kernels, 989.4e12, 3.35e12)
 
 
+def _ties(kernels, peak, bandwidth):
+    total, _ = least_time(kernels, peak, bandwidth)
+    return total, sum(m for a, m in _times(kernels, peak, bandwidth) if m >= a) / total
+
+
+def _unique(kernels, peak, bandwidth):
+    return least_time(sorted(set(kernels)), peak, bandwidth)
+
+
 def _by_balance(kernels, peak, bandwidth):
     slope = [moved / bandwidth for work, moved in kernels if work < moved * (peak / bandwidth)]
     flat = [work / peak for work, moved in kernels if work >= moved * (peak / bandwidth)]
@@ -260,6 +269,17 @@ def _tensors(kernels, peak, bandwidth):
             _h100,
             "You built an H100 in. Use `peak` and `bandwidth`: the next machine has others.",
         ),
+        Mutant(
+            "ties",
+            _ties,
+            "You counted a kernel whose two times are equal. Its transfers do not take longer than "
+            "its arithmetic.",
+        ),
+        Mutant(
+            "unique",
+            _unique,
+            "You dropped a kernel that occurs twice in the list. It runs twice, so count it twice.",
+        ),
     ],
     alternatives=[
         Alternative("by_balance", _by_balance),
@@ -288,6 +308,16 @@ def check_least_time(c):
     with c.part():
         got = c.call([(200, 50), (400, 10)], 100, 10, returns=2)
         c.close(list(got), [9.0, 5 / 9], label="the example: 9 seconds, a share of 0.556")
+    with c.part():
+        got = c.call([(500, 50)], 100, 10, returns=2)
+        c.close(list(got), [5.0, 0.0], label="both times are equal: its transfers are not longer")
+    with c.part():
+        got = c.call([(200, 50), (200, 50)], 100, 10, returns=2)
+        c.close(list(got), [10.0, 1.0], label="the same kernel twice takes twice as long")
+    with c.part():
+        got = c.call([(73, 10)], 15, 2, returns=2)
+        label = "7.3 operations a byte, on a machine that can do 7.5"
+        c.close(list(got), [5.0, 1.0], label=label)
     with c.part():
         got = c.call(made([(short, long), (more, short)]), peak, bandwidth, returns=2)
         c.close(got[0], long + more, label="one of each: their times add up")

@@ -201,9 +201,13 @@ def check_softmax(c):
     with c.part():
         label = "nothing is written outside of out"
         c.true(out.untouched(), label, "the memory after out has changed")
+    apart = c.randn(3, 5)
+    apart[1:, 1:] += 300  # these rows begin with their smallest number
+    apart[2] -= 1000
     for label, x, block in (
         ("numbers around 1000 do not overflow", 1000 + c.randn(2, 7), 8),
-        ("rows of large negative numbers", -200 + c.randn(2, 5), 8),
+        ("rows of large negative numbers", -2e5 + c.randn(2, 5), 8),
+        ("rows of very different size, some with a small first number", apart, 8),
         ("a row that fills its tile", c.randn(2, 16), 16),
         ("a single column", c.randn(3, 1), 2),
         (

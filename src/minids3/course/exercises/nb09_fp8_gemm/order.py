@@ -286,6 +286,8 @@ def check_tile_of(c):
     places(rows + left, columns, band, label, "each of its tiles is computed by one program")
     places(c.size(2, 3), 4, 1, "bands of one row: the plain order")
     places(3, 2, c.size(4, 9), "a band of more rows than there are")
+    places(7, 5, 3, "7 x 5 tiles in bands of three")
+    places(7, 5, 2, "the same tiles in bands of two")
     with c.part():
         programs = [c.size(0, 32 * 56 - 1) for _ in range(6)]
         got = [[*c.call(p, 32, 56, 8, returns=2)] for p in programs]

@@ -242,6 +242,8 @@ def check_offsets(c):
     with c.part():
         rows = len(experts)
         c.equal(programs, rows // block + n_experts, label="programs is M // block + E here")
+        why = f"it is a {type(programs).__name__}"
+        c.true(type(programs) is int, "programs is an int", why)
         skewed = torch.zeros_like(experts)
         again = c.call(skewed, n_experts, block, returns=4)
         c.equal(again[3], programs, label="programs does not depend on the routing")

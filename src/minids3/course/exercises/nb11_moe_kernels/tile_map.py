@@ -271,6 +271,8 @@ def check_tile_map(c):
         _part(c, [block, 3 * block, block], block, 4, "full tiles only")
     with c.part():
         _part(c, [2 * block + 1], block, 2, "a single expert")
+    with c.part():
+        _part(c, [33333, 0, 5], 2048, 4, "tens of thousands of rows")
 
 
 def _part(c, counts, block, pad, name, label=None):

@@ -94,6 +94,21 @@ def _bias_away(passes, bias, speed):
     return _grad(passes), _moved(bias, _load(passes), -speed)
 
 
+def _by_distance(passes, bias, speed):
+    load = _load(passes).to(bias.dtype)
+    return _grad(passes), bias + speed * (load.mean() - load)
+
+
+def _floor_mean(passes, bias, speed):
+    load = _load(passes)
+    return _grad(passes), bias + speed * torch.sign(load.sum() // len(load) - load)
+
+
+def _no_sign_of_zero(passes, bias, speed):
+    load = _load(passes).to(bias.dtype)
+    return _grad(passes), torch.where(load <= load.mean(), bias + speed, bias - speed)
+
+
 def _in_place(passes, bias, speed):
     grad, new = one_step(passes, bias, speed)
     return grad, bias.copy_(new)
@@ -204,9 +219,28 @@ def _stacked(passes, bias, speed):
             "Your bias moves the wrong way: a full expert has to become less attractive.",
         ),
         Mutant(
+            "by_distance",
+            _by_distance,
+            "You moved by the distance itself. Only its sign counts: a bias moves by exactly the "
+            "speed, or not at all.",
+        ),
+        Mutant(
+            "floor_mean",
+            _floor_mean,
+            "You rounded the mean of the load down. Keep its fraction: an expert that is just "
+            "below it moves, too.",
+        ),
+        Mutant(
+            "no_sign_of_zero",
+            _no_sign_of_zero,
+            "You raised the bias of an expert whose load is exactly the mean. The sign of 0 is 0: "
+            "it stays where it is.",
+        ),
+        Mutant(
             "in_place",
             _in_place,
-            "You wrote into the bias you were given. Return a new tensor.",
+            "You wrote into what you were given: the bias, a pass's gradient or its load. "
+            "`a += b` changes a tensor in place.",
         ),
     ],
     alternatives=[
@@ -215,7 +249,7 @@ def _stacked(passes, bias, speed):
     ],
 )
 def check_accumulate(c):
-    """Unequal passes, one of padding, one alone; the bias moves once by the whole load."""
+    """Unequal passes, one of padding, one alone, one of a target; loads at and near the mean."""
     width, experts, speed = c.size(4, 7), 8, c.choice([0.003, 0.01, 0.02])
     bias = 0.1 * c.randn(experts)
     passes = _passes(c, width, experts, (c.size(700, 1000), c.size(20, 60), c.size(200, 400)))
@@ -242,6 +276,18 @@ def check_accumulate(c):
         equal = [(g, 64, x) for g, _, x in passes]
         grad, _ = c.call(equal, bias, 0.0, returns=2)
         c.close(grad, _mean(equal), label="passes of equal size: the plain mean")
+    with c.part():
+        loads = [torch.tensor([2] + [0] * 7), torch.tensor([4, 2] + [4] * 6)]  # their mean: 4
+        uneven = [(c.randn(width), n, x) for n, x in zip((1, 15), loads, strict=True)]
+        grad, new = c.call(uneven, torch.zeros(8), 0.01, returns=2)
+        c.close(grad, _mean(uneven), label="a pass of one target counts, too")
+        wanted = torch.tensor([-0.01, 0.01] + [0.0] * 6)
+        c.close(new, wanted, label="an expert exactly at the mean stays where it is")
+    with c.part():
+        near = [(c.randn(width), 17, torch.tensor([6] + [4] * 7))]  # the mean is 4.25
+        _, new = c.call(near, torch.zeros(8), 0.01, returns=2)
+        wanted = torch.tensor([-0.01] + [0.01] * 7)
+        c.close(new, wanted, label="one just below it moves")
 
 
 def _passes(c, width, experts, sizes):

@@ -61,6 +61,11 @@ def _half_precision(average, weights, updates, decay=0.999):
     return [(d * a.to(w.dtype) + (1 - d) * w).float() for a, w in pairs]
 
 
+def _share_in_half(average, weights, updates, decay=0.999):
+    d = min(decay, (1 + updates) / (10 + updates))
+    return [d * a + (1 - d) * w for a, w in zip(average, weights, strict=True)]
+
+
 def _not_normalised(average, weights, updates, decay=0.999):
     d = min(decay, (1 + updates) / (10 + updates))
     return [d * a + w.float() for a, w in zip(average, weights, strict=True)]
@@ -154,6 +159,12 @@ def _foreach(average, weights, updates, decay=0.999):
             "so the average stands still: go to float32 first.",
         ),
         Mutant(
+            "share_in_half",
+            _share_in_half,
+            "(1 - d) * weights is rounded to bfloat16 before it is added. Take the weights to "
+            "float32 first.",
+        ),
+        Mutant(
             "not_normalised",
             _not_normalised,
             "You added the whole weight. The two shares are d and 1 - d, and add up to 1.",
@@ -166,7 +177,8 @@ def _foreach(average, weights, updates, decay=0.999):
         Mutant(
             "in_place",
             _in_place,
-            "You wrote into the average you were given. Return new tensors.",
+            "You changed what you were given: the average, its list, or the weights (`w.float()` "
+            "of a float32 tensor is `w` itself). Return a new list of new tensors.",
         ),
     ],
     alternatives=[
@@ -195,7 +207,7 @@ def check_average(c):
         got = c.call(average, weights, 10**5, decay)
         c.close(list(got), _by_hand(average, weights, decay), label="another decay", rtol=1e-5)
     with c.part():
-        half = [w.to(torch.bfloat16) for w in weights]
+        half = [(16 * w).to(torch.bfloat16) for w in weights]  # large: a rounded share shows
         got = c.call(average, half, 10**6, 0.999)
         c.dtype(got[0], torch.float32, "the average of bfloat16 weights")
         wanted = _by_hand(average, half, 0.999)

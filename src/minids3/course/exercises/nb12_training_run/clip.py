@@ -206,8 +206,8 @@ def _clip_library(grads, max_norm=1.0):
         Mutant(
             "in_place",
             _clip_in_place,
-            "You scaled the tensors you were given. Here new ones are asked for, so that both can "
-            "be compared.",
+            "You changed the list or the tensors you were given. Here new ones are asked for, so "
+            "that both can be compared.",
         ),
     ],
     alternatives=[
@@ -216,7 +216,7 @@ def _clip_library(grads, max_norm=1.0):
     ],
 )
 def check_clip(c):
-    """Above and below the limit, other limits, None, all zeros; direction and norm."""
+    """Above and below the limit, other limits, None, zeros, other tensors; direction and norm."""
     grads = [4 * c.randn(c.size(3, 5), c.size(2, 4)), 0.3 * c.randn(c.size(5, 7)), c.randn(2, 2, 3)]
     norm = _by_hand(grads)
     new, said = c.call(list(grads), returns=2, label="runs on three tensors, and leaves them alone")
@@ -227,10 +227,10 @@ def check_clip(c):
         label = "all by the same factor: the direction stays"
         c.close(list(new), [g / norm for g in grads], label=label)
     with c.part():
-        limit = 0.5 + 3 * float(c.rand(1))
-        new, _ = c.call(list(grads), limit, returns=2)
-        wanted = [g * (limit / norm) for g in grads]
-        c.close(list(new), wanted, label="another max_norm")
+        limits = (0.1, 1.5 + 2 * float(c.rand(1)))
+        got = [list(c.call(list(grads), limit, returns=2)[0]) for limit in limits]
+        wanted = [[g * (limit / norm) for g in grads] for limit in limits]
+        c.close(got, wanted, label="another max_norm")
     with c.part():
         small = [g * (0.4 / norm) for g in grads]
         new, said = c.call(small, returns=2)
@@ -246,6 +246,18 @@ def check_clip(c):
         zeros = [torch.zeros(3), torch.zeros(2, 2)]
         new, said = c.call(zeros, returns=2)
         c.close([*new, _number(said)], [*zeros, 0.0], label="gradients of zero stay zero: no 0 / 0")
+    with c.part():
+        odd = [c.strided(4 * c.randn(3, 4)), 3 + c.rand(1)[0], c.randn(2)]
+        norm = _by_hand(odd)
+        new, said = c.call(odd, returns=2)
+        c.close(_number(said), norm, label="a turned matrix and a single number count, too")
+        c.close(list(new), [g / norm for g in odd], label="and are scaled, too")
+    with c.part():
+        half = torch.full((4,), 300.0, dtype=torch.float16)
+        new, said = c.call([half, None], returns=2)
+        label = "float16: the square of 300 does not fit, the norm does"
+        c.close(_number(said), 600.0, label=label)
+        c.dtype(new[0], torch.float16, "what becomes of a float16 gradient")
 
 
 def _number(value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import numpy as np
@@ -126,7 +127,8 @@ def _last_step(losses, window=50, factor=8.0):
     return [(start, start + n - 1, kind) for start, n, kind in find_events(losses, window, factor)]
 
 
-def _skips_a_window(losses, window=50, factor=8.0):
+def _pausing(losses, window, factor, pause):
+    """The solution with a pause after each event."""
     events, t = [], window
     while t < len(losses):
         found = find_events(losses[t - window :], window, factor)
@@ -134,8 +136,60 @@ def _skips_a_window(losses, window=50, factor=8.0):
             break
         start, n, kind = found[0]
         events.append((start + t - window, n, kind))
-        t += start - window + n + window
+        t += start - window + n + pause
     return events
+
+
+def _skips_a_window(losses, window=50, factor=8.0):
+    return _pausing(losses, window, factor, window)
+
+
+def _skips_one(losses, window=50, factor=8.0):
+    return _pausing(losses, window, factor, 1)
+
+
+def _window_with_t(losses, window=50, factor=8.0):
+    def line(losses, t, window, factor):
+        return _robust(losses, t + 1, window, factor)
+
+    return _search(losses, window, factor, line)
+
+
+def _at_the_line(losses, window=50, factor=8.0):
+    def line(losses, t, window, factor):
+        return math.nextafter(_robust(losses, t, window, factor), -math.inf)
+
+    return _search(losses, window, factor, line)
+
+
+def _last_is_bad_batch(losses, window=50, factor=8.0):
+    def kind(start, length, kind):
+        return "bad batch" if length == 1 else kind
+
+    return _search(losses, window, factor, _robust, kind_of=kind)
+
+
+def _events_left_out(losses, window=50, factor=8.0):
+    events, calm, t, n = [], list(losses[:window]), window, len(losses)
+    while t < n:
+        line, start = _robust(calm, len(calm), window, factor), t
+        while t < n and losses[t] > line:
+            t += 1
+        if t > start:
+            kind = "open" if t == n else "spike" if t - start > 1 else "bad batch"
+            events.append((start, t - start, kind))
+        else:
+            calm.append(losses[t])
+            t += 1
+    return events
+
+
+def _finds_nothing(losses, window=50, factor=8.0):
+    return []
+
+
+def _counts_from_one(losses, window=50, factor=8.0):
+    return [(start + 1, n, kind) for start, n, kind in find_events(losses, window, factor)]
 
 
 def _defaults_built_in(losses, window=50, factor=8.0):
@@ -270,6 +324,45 @@ def _plain(losses, window=50, factor=8.0):
             "You call short events bad batches. One step is a batch; if the next batch is bad as "
             "well, it is the model.",
         ),
+        Mutant(
+            "skips_one",
+            _skips_one,
+            "You skip the step that ended an event. It may begin the next one: compare it "
+            "with its own line.",
+        ),
+        Mutant(
+            "window_with_t",
+            _window_with_t,
+            "Your window holds step t itself. It ends with the step before.",
+        ),
+        Mutant(
+            "at_the_line",
+            _at_the_line,
+            "You count a loss that lies exactly on its line. Only one above it is an event: "
+            "> and not >=.",
+        ),
+        Mutant(
+            "last_is_bad_batch",
+            _last_is_bad_batch,
+            "You call a single high step at the very end a bad batch. Whether the next one is "
+            "high, too, is not known yet: it is open.",
+        ),
+        Mutant(
+            "events_left_out",
+            _events_left_out,
+            "You left the losses of an event out of later windows. A window is all the losses "
+            "just before a step, the high ones included.",
+        ),
+        Mutant(
+            "finds_nothing",
+            _finds_nothing,
+            "You reported nothing at all. Is an event appended, and is the loop entered?",
+        ),
+        Mutant(
+            "counts_from_one",
+            _counts_from_one,
+            "Your starts are one too high. Steps count from 0.",
+        ),
     ],
     alternatives=[
         Alternative("with_torch", _with_torch),
@@ -277,7 +370,7 @@ def _plain(losses, window=50, factor=8.0):
     ],
 )
 def check_spikes(c):
-    """A falling curve with planted events: alone, close together, low, open, and other settings."""
+    """A falling curve with planted events: alone, close, low, open; other settings; by hand."""
     base = _curve(c, c.size(420, 460))
     calm = c.call(list(base), label="runs on a calm curve that falls")
     c.equal(_plain_list(calm), [], label="and finds no event in it")
@@ -320,6 +413,21 @@ def check_spikes(c):
         got = _plain_list(c.call(spiky, 30, 30.0))
         wanted = [(early, 1, "bad batch"), (later, 3, "spike")]
         c.equal(got, wanted, label="another window and another factor")
+    with c.part():
+        got = _plain_list(c.call([0.7] * 9 + [0.705] + [0.7] * 4, 5, 8.0))
+        label = "a flat curve's line is its median: on it is not above it"
+        c.equal(got, [(9, 1, "bad batch")], label=label)
+        got = _plain_list(c.call([2.0, 3.0], 5))
+        c.equal(got, [], label="a record shorter than the window has none")
+    with c.part():
+        got = _plain_list(c.call([1.0, 2.0, 5.0, 4.0, 6.0, 88.0, 19.0, 10.0, 10.0, 5.0], 5, 8.0))
+        label = "the step that ends an event can begin the next one"
+        c.equal(got, [(5, 1, "bad batch"), (6, 1, "bad batch")], label=label)
+    with c.part():
+        small = [7, 7, 3, 3, 2, 12, 4, 2, 2, 4, 7, 3, 9, 4, 9, 2, 5, 2, 4, 9]
+        got = _plain_list(c.call([float(x) for x in small], 5, 2.0))
+        wanted = [(5, 1, "bad batch"), (9, 6, "spike"), (19, 1, "open")]
+        c.equal(got, wanted, label="a small curve that can be worked out by hand")
 
 
 def _curve(c, n):
