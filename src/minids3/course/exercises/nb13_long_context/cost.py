@@ -80,6 +80,31 @@ def _total_flops(stages, weights, pair, rate):
     return tokens, mean * tokens, hours
 
 
+def _own_key(stages, weights, pair, rate):
+    return _cost(stages, weights + pair / 2, pair, rate)
+
+
+def _six_on_weights(stages, weights, pair, rate):
+    return _cost(stages, weights, pair / 6, rate)
+
+
+def _weighted(stages, weights, pair, rate, shares):
+    tokens = sum(a * b * t for a, b, t in stages)
+    each = [
+        share * 6 * (weights + pair * s[2] / 2) for s, share in zip(stages, shares, strict=True)
+    ]
+    mean = sum(each) / sum(shares)
+    return tokens, mean, tokens * mean / rate / 3600
+
+
+def _weighted_by_rows(stages, weights, pair, rate):
+    return _weighted(stages, weights, pair, rate, [a * b for a, b, _ in stages])
+
+
+def _weighted_by_steps(stages, weights, pair, rate):
+    return _weighted(stages, weights, pair, rate, [a for a, _, _ in stages])
+
+
 def _cost_lists(stages, weights, pair, rate):
     tokens = [steps * rows * length for steps, rows, length in stages]
     each = [6 * weights + 3 * pair * length for _, _, length in stages]
@@ -157,6 +182,29 @@ def _cost_by_rows(stages, weights, pair, rate):
             _total_flops,
             "The second result is FLOPs per token: divide by the tokens.",
         ),
+        Mutant(
+            "own_key",
+            _own_key,
+            "You counted a token's own key exactly, (positions + 1) / 2 keys in all. The exercise "
+            "asks for half of the positions.",
+        ),
+        Mutant(
+            "six_on_weights",
+            _six_on_weights,
+            "You took the six FLOPs for the matrices alone. A query with a key costs six for every "
+            "multiply-add, too.",
+        ),
+        Mutant(
+            "weighted_by_rows",
+            _weighted_by_rows,
+            "Your average counts a row of every stage alike. A longer row has more tokens and "
+            "counts more.",
+        ),
+        Mutant(
+            "weighted_by_steps",
+            _weighted_by_steps,
+            "Your average counts a step of every stage alike. Weigh by tokens.",
+        ),
     ],
     alternatives=[
         Alternative("lists", _cost_lists),
@@ -164,19 +212,19 @@ def _cost_by_rows(stages, weights, pair, rate):
     ],
 )
 def check_cost(c):
-    """V3's two stages, stages of unequal size, one stage, a model without attention."""
+    """V3's two stages, stages of unequal size, one row, fractions and two stages alike."""
     v3 = [(1000, 1920, 32_768), (1000, 480, 131_072)]
     weights, pair, rate = 36.6246e9, 61 * 128 * 320, 385e12
     got = c.call(v3, weights, pair, rate, returns=3, label="runs on V3's two stages")
     with c.part():
-        c.close(got[0], 125_829_120_000, label="125.8 billion tokens", rtol=1e-6)
+        c.close(got[0], 125_829_120_000.0, label="125.8 billion tokens", rtol=1e-6)
     with c.part():
         c.close(got[1], 833.4e9, label="833 GFLOP per token on average", rtol=2e-3)
     with c.part():
         c.close(got[2], 75_666.0, label="about 76,000 hours at 385 TFLOPS", rtol=2e-3)
     stages = [(c.size(3, 9), c.size(2, 5), c.size(50, 90)), (c.size(2, 4), 1, c.size(300, 500))]
     weights, pair, rate = float(c.size(1000, 3000)), c.size(20, 60), float(c.size(100, 200))
-    tokens, flops = 0, 0.0
+    tokens, flops = 0.0, 0.0
     for steps, rows, length in stages:
         for _ in range(steps * rows):
             tokens += length
@@ -189,4 +237,10 @@ def check_cost(c):
         c.close(got[2], flops / rate / 3600, label="unequal stages: hours", rtol=1e-4)
     with c.part():
         got = c.call([(1, 1, 2)], 5.0, 7.0, 0.1, returns=3)
-        c.close(list(got), [2, 72.0, 0.4], label="one row of two tokens, by hand", rtol=1e-4)
+        c.close(list(got), [2.0, 72.0, 0.4], label="one row of two tokens, by hand", rtol=1e-4)
+    with c.part():
+        stages = [(2, 1, 2), (3, 2, 3), (1, 2, 2), (3, 2, 3)]
+        got = c.call(stages, 5.1, 7.5, 0.1, returns=3)
+        flops = 8 * 6 * (5.1 + 7.5) + 36 * 6 * (5.1 + 11.25)
+        label = "four stages, two of them alike, by hand"
+        c.close(list(got), [44.0, flops / 44, flops / 0.1 / 3600], label=label, rtol=1e-5)

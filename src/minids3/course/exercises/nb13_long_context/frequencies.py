@@ -18,7 +18,7 @@ def yarn_frequencies(dim, theta, factor, original, beta_fast=32, beta_slow=1):
     original: L, positions the model was trained on
     beta_fast, beta_slow: turns within L from which a pair is left alone,
     and at or below which it is slowed down s times
-    returns [R // 2] floats
+    returns a tensor, [R // 2] floats
     """
 
     def pair_with(n_turns):  # the pair, a fraction, that turns so often in L
@@ -143,6 +143,31 @@ def _unclamped_ramp(dim, theta, factor, original, beta_fast=32, beta_slow=1):
     high = min(math.ceil(pair_with(beta_slow)), dim - 1)
     j = torch.arange(dim // 2, dtype=torch.float64)
     return _mix((j - low) / (high - low or 0.001), theta ** (-2 * j / dim), factor)
+
+
+def _linear_in_turns(dim, theta, factor, original, beta_fast=32, beta_slow=1):
+    plain = theta ** (-2 * torch.arange(dim // 2, dtype=torch.float64) / dim)
+    n_turns = original * plain / (2 * math.pi)
+    ramp = ((beta_fast - n_turns) / (beta_fast - beta_slow)).clamp(0, 1)
+    return _mix(ramp, plain, factor)
+
+
+def _both_floored(dim, theta, factor, original, beta_fast=32, beta_slow=1):
+    ramp, plain = _ramp(dim, theta, original, beta_fast, beta_slow, ceil=math.floor)
+    return _mix(ramp, plain, factor)
+
+
+def _both_ceiled(dim, theta, factor, original, beta_fast=32, beta_slow=1):
+    ramp, plain = _ramp(dim, theta, original, beta_fast, beta_slow, floor=math.ceil)
+    return _mix(ramp, plain, factor)
+
+
+def _theta_built_in(dim, theta, factor, original, beta_fast=32, beta_slow=1):
+    return yarn_frequencies(dim, 10000.0, factor, original, beta_fast, beta_slow)
+
+
+def _factor_built_in(dim, theta, factor, original, beta_fast=32, beta_slow=1):
+    return yarn_frequencies(dim, theta, 40, original, beta_fast, beta_slow)
 
 
 def _yarn_library(dim, theta, factor, original, beta_fast=32, beta_slow=1):
@@ -292,6 +317,32 @@ def _yarn_masked(dim, theta, factor, original, beta_fast=32, beta_slow=1):
             "Your ramp goes on below 0 and above 1. Cut it, or fast pairs get faster and slow ones "
             "turn backwards.",
         ),
+        Mutant(
+            "linear_in_turns",
+            _linear_in_turns,
+            "Your ramp is linear in the number of turns, as in the paper. The released code's is "
+            "linear in the pair's number.",
+        ),
+        Mutant(
+            "both_floored",
+            _both_floored,
+            "You rounded both ends of the ramp down. Ceil the slow one.",
+        ),
+        Mutant(
+            "both_ceiled",
+            _both_ceiled,
+            "You rounded both ends of the ramp up. Floor the fast one.",
+        ),
+        Mutant(
+            "theta_built_in",
+            _theta_built_in,
+            "You fixed theta at 10,000. It is an argument: other models have other bases.",
+        ),
+        Mutant(
+            "factor_built_in",
+            _factor_built_in,
+            "You fixed the factor at V3's 40. It is an argument, and our model has 10.",
+        ),
     ],
     alternatives=[
         Alternative("loop", _yarn_loop),
@@ -315,8 +366,8 @@ def check_frequencies(c):
         c.close(got[16], torch.tensor(want), label=label, atol=0, rtol=1e-4)
     cases = {
         "another base, factor, length and other betas": (
-            4 * c.size(7, 12), c.choice([500.0, 2000.0, 50_000.0]), c.choice([3, 6.5, 10]),
-            c.size(300, 900), c.choice([6, 8, 11]), c.choice([1, 2, 3]),
+            4 * c.size(7, 12), c.choice([500.0, 2000.0, 50_000.0]), c.choice([2.5, 6.5]),
+            c.size(300, 900), c.choice([6, 8, 11]), c.choice([2, 3]),
         ),
         "a short text: the ramp begins no lower than pair 0": (
             32, 10000.0, c.choice([4, 8]), c.size(40, 90), 32, 1,

@@ -160,6 +160,79 @@ def _cut_last_line(head, lines, needles, depths, length):
     return _lay(head, kept, needles, places)
 
 
+def _searched(head, lines, needles, depths, length):
+    ids, _ = build_haystack(head, lines, needles, depths, length)
+    return ids, [ids.index(needle[0]) for needle in needles]
+
+
+def _searched_whole(head, lines, needles, depths, length):
+    ids, _ = build_haystack(head, lines, needles, depths, length)
+    found = []
+    for needle in needles:
+        windows = (ids[i : i + len(needle)] for i in range(len(ids)))
+        found.append(next(i for i, window in enumerate(windows) if window == needle))
+    return ids, found
+
+
+def _rounded(head, lines, needles, depths, length):
+    kept, _ = _fit(lines, _room(head, needles, length))
+    places = _places(kept, depths, lambda d, ends: round(d * ends[-1]))
+    return _lay(head, kept, needles, places)
+
+
+def _cut_to_whole(head, lines, needles, depths, length):
+    kept, _ = _fit(lines, _room(head, needles, length))
+    places = _places(kept, depths, lambda d, ends: int(d * ends[-1]))
+    return _lay(head, kept, needles, places)
+
+
+def _nearest(head, lines, needles, depths, length):
+    kept, used = _fit(lines, _room(head, needles, length))
+    ends = [sum(len(line) for line in kept[:i]) for i in range(len(kept) + 1)]
+    places = [min(range(len(ends)), key=lambda i: abs(ends[i] - d * used)) for d in depths]
+    return _lay(head, kept, needles, places)
+
+
+def _head_in_depth(head, lines, needles, depths, length):
+    kept, _ = _fit(lines, _room(head, needles, length))
+    h = len(head)
+    places = _places(kept, depths, lambda d, ends: d * (h + ends[-1]) - h)
+    return _lay(head, kept, needles, places)
+
+
+def _more_than_depth(head, lines, needles, depths, length):
+    kept, _ = _fit(lines, _room(head, needles, length))
+    places = _places(kept, depths, lambda d, ends: min(int(d * ends[-1]) + 1, ends[-1]))
+    return _lay(head, kept, needles, places)
+
+
+def _one_per_boundary(head, lines, needles, depths, length):
+    kept, _ = _fit(lines, _room(head, needles, length))
+    free, places = 0, []
+    for place in _places(kept, depths, lambda d, ends: d * ends[-1]):
+        places.append(min(max(place, free), len(kept)))
+        free = places[-1] + 1
+    return _lay(head, kept, needles, places)
+
+
+def _last_boundary_forgotten(head, lines, needles, depths, length):
+    kept, _ = _fit(lines, _room(head, needles, length))
+    places = _places(kept, depths, lambda d, ends: d * ends[-1])
+    count = sum(place < len(kept) for place in places)
+    return _lay(head, kept, needles[:count], places[:count])
+
+
+def _one_line_too_many(head, lines, needles, depths, length):
+    kept, _ = _fit(lines, _room(head, needles, length))
+    kept = lines[: len(kept) + 1]
+    places = _places(kept, depths, lambda d, ends: d * ends[-1])
+    return _lay(head, kept, needles, places)
+
+
+def _exact_fit_refused(head, lines, needles, depths, length):
+    return build_haystack(head, lines, needles, depths, length - 1)
+
+
 def _haystack_library(head, lines, needles, depths, length):
     return library_build(head, lines, needles, depths, length)
 
@@ -300,6 +373,65 @@ def _haystack_greedy(head, lines, needles, depths, length):
             _cut_last_line,
             "You cut the last line to fill the text. Take whole lines only.",
         ),
+        Mutant(
+            "searched",
+            _searched,
+            "You looked for the needle's first id. Other places have it, too: note len(ids) when "
+            "you put the needle in.",
+        ),
+        Mutant(
+            "searched_whole",
+            _searched_whole,
+            "You searched the text for the needle. The hay may have the same ids: note where you "
+            "put it.",
+        ),
+        Mutant(
+            "rounded",
+            _rounded,
+            "You rounded depth times n. At least 4.2 tokens are 5, not 4.",
+        ),
+        Mutant(
+            "cut_to_whole",
+            _cut_to_whole,
+            "You cut depth times n to a whole number. At least 4.8 tokens are 5.",
+        ),
+        Mutant(
+            "nearest",
+            _nearest,
+            "You took the nearest boundary. Asked for is the first one with enough tokens before "
+            "it.",
+        ),
+        Mutant(
+            "head_in_depth",
+            _head_in_depth,
+            "You counted the head's tokens for the depth. Only those of the lines count.",
+        ),
+        Mutant(
+            "more_than_depth",
+            _more_than_depth,
+            "You asked for more than depth times n. At least that many tokens will do.",
+        ),
+        Mutant(
+            "one_per_boundary",
+            _one_per_boundary,
+            "You put one needle at most at a boundary. All whose depth is reached go there, one "
+            "after the other.",
+        ),
+        Mutant(
+            "last_boundary_forgotten",
+            _last_boundary_forgotten,
+            "You never looked at the boundary after the last line. A needle of depth 1 goes there.",
+        ),
+        Mutant(
+            "one_line_too_many",
+            _one_line_too_many,
+            "You still took the line that does not fit. Test before you take it.",
+        ),
+        Mutant(
+            "exact_fit_refused",
+            _exact_fit_refused,
+            "You refused a line that just fits. The text may have all of its length.",
+        ),
     ],
     alternatives=[
         Alternative("backwards", _haystack_backwards),
@@ -307,7 +439,7 @@ def _haystack_greedy(head, lines, needles, depths, length):
     ],
 )
 def check_haystack(c):
-    """Token by token, at several lengths; depths at both ends; two needles at one place; none."""
+    """Several lengths; depths at both ends; needles at one place; none; ids that repeat; no hay."""
     head, lines, needles = _material(c)
     whole = sum(map(len, [*head, *lines, *needles]))
     hay = sum(map(len, lines))
@@ -343,6 +475,20 @@ def check_haystack(c):
         got = c.call(head, lines, [], [], len(head) + room, returns=2)
         want = [head + [i for line in lines[:6] for i in line], []]
         c.equal([list(g) for g in got], want, label="no needle at all")
+    with c.part():
+        lines = [[7, 8, 9, 1], [7, 8, 9, 2], [7, 8, 9, 1], [7, 8, 9, 3], [7, 8, 9, 4]]
+        needles = [[7, 8, 9], [7, 6], [7, 5], [7, 4], [7, 3], [7, 2]]
+        depths = [0.25, 0.3, 0.34, 0.37, 0.45, 0.51]
+        got = c.call([7, 8, 9], lines, needles, depths, 3 + 13 + 16, returns=2)
+        ids = [7, 8, 9, *lines[0], *needles[0], *lines[1], *(i for n in needles[1:5] for i in n)]
+        ids += [*lines[2], *needles[5], *lines[3]]
+        c.equal(list(got[0]), ids, label="a depth at a boundary, and some just past one")
+        label = "lines and needles begin alike: where each needle begins"
+        c.equal(list(got[1]), [7, 14, 16, 18, 20, 26], label=label)
+    with c.part():
+        got = c.call([7], [[1, 2, 3]], [[5], [6]], [0.0, 1.0], 3, returns=2)
+        label = "no line fits: the needles follow the head"
+        c.equal([list(g) for g in got], [[7, 5, 6], [1, 2]], label=label)
 
 
 def _material(c):

@@ -111,6 +111,16 @@ def _factor_built_in(width, factor, mscale, mscale_all_dim):
     return multipliers(width, 40, mscale, mscale_all_dim)
 
 
+def _one_if_not_given(width, factor, mscale, mscale_all_dim):
+    a, b = multipliers(width, factor, mscale, mscale_all_dim)
+    return a if mscale and mscale_all_dim else 1.0, b
+
+
+def _scale_needs_both(width, factor, mscale, mscale_all_dim):
+    a, b = multipliers(width, factor, mscale, mscale_all_dim)
+    return a, b if mscale and mscale_all_dim else width**-0.5
+
+
 def _multipliers_library(width, factor, mscale, mscale_all_dim):
     ratio = yarn_mscale(factor)
     if mscale and mscale_all_dim:
@@ -213,6 +223,17 @@ def _multipliers_logs(width, factor, mscale, mscale_all_dim):
             _factor_built_in,
             "You fixed the factor at V3's 40. It is an argument.",
         ),
+        Mutant(
+            "one_if_not_given",
+            _one_if_not_given,
+            "Your attention factor is 1 if one number is not given. It is m(1) then.",
+        ),
+        Mutant(
+            "scale_needs_both",
+            _scale_needs_both,
+            "You left out the softmax scale's factor if mscale is not given. It depends on "
+            "mscale_all_dim alone.",
+        ),
     ],
     alternatives=[
         Alternative("library", _multipliers_library),
@@ -239,7 +260,7 @@ def check_multipliers(c):
             got = c.call(192, 40, mscale, all_dim, returns=2)
             c.close(got[0], factor, label=f"{name}: attention factor {factor}", rtol=1e-4)
             c.close(got[1], scale, label=f"{name}: softmax scale {scale}", rtol=1e-4)
-    width, s = c.size(40, 90), c.choice([2, 6.5, 10, 100])
+    width, s = c.size(40, 90), c.choice([2.5, 6.5])
     a, b = c.choice([0.3, 0.9, 1.5]), c.choice([0.4, 0.8, 2.0])
     with c.part():
         got = c.call(width, s, a, b, returns=2)

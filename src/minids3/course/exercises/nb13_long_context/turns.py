@@ -16,7 +16,7 @@ def turns(length, dim, theta=10000.0):
     length: positions of the text; dim: R, how many channels rotate (even)
     theta: base of the frequencies; pair j turns by theta^(-2j/R) radians
     from one position to the next
-    returns [R // 2] floats, the fastest pair first
+    returns a tensor, [R // 2] floats, the fastest pair first
     """
     j = torch.arange(dim // 2, dtype=torch.float64)
     return length * theta ** (-2 * j / dim) / (2 * math.pi)
@@ -64,6 +64,18 @@ def _whole(length, dim, theta=10000.0):
 def _half_base(length, dim, theta=10000.0):
     j = torch.arange(dim // 2, dtype=torch.float64)
     return length * theta ** (-2 * j / (dim // 2)) / (2 * math.pi)
+
+
+def _half_turns(length, dim, theta=10000.0):
+    return 2 * turns(length, dim, theta)
+
+
+def _radians_over_degrees(length, dim, theta=10000.0):
+    return turns(length, dim, theta) * 2 * math.pi / 360
+
+
+def _steps_between(length, dim, theta=10000.0):
+    return turns(length - 1, dim, theta)
 
 
 def _turns_loop(length, dim, theta=10000.0):
@@ -145,6 +157,21 @@ def _turns_library(length, dim, theta=10000.0):
             _half_base,
             "You divided 2j by the number of pairs. The exponent is -2j/R, with R the number of "
             "channels.",
+        ),
+        Mutant(
+            "half_turns",
+            _half_turns,
+            "You counted half turns of pi radians each. A full turn has 2 pi.",
+        ),
+        Mutant(
+            "radians_over_degrees",
+            _radians_over_degrees,
+            "You divided radians by 360. That is a full turn in degrees; in radians it is 2 pi.",
+        ),
+        Mutant(
+            "steps_between",
+            _steps_between,
+            "You multiplied by length - 1. Asked for are the turns over length positions.",
         ),
     ],
     alternatives=[
