@@ -84,7 +84,9 @@ def _rope_matrices(x, cos, sin):
 
 
 def _rope_recomputes(x, cos, sin):
-    return rope(x, *rope_tables(x.shape[-2], x.shape[-1]))
+    steps, width = x.shape[-2:]
+    angle = torch.arange(steps)[:, None] * 10000.0 ** (-torch.arange(0, width, 2) / width)
+    return rope(x, angle.cos(), angle.sin())
 
 
 def _rope_first_untouched(x, cos, sin):
