@@ -198,8 +198,8 @@ def _stacked(passes, bias, speed):
         Mutant(
             "bias_mean_of_signs",
             _bias_mean_of_signs,
-            "You averaged the signs of the passes. Add the loads first, then take one sign: then "
-            "every expert moves by exactly the speed.",
+            "You averaged the signs of the passes. Add the loads first, then take one sign: an "
+            "expert moves by exactly the speed, or not at all.",
         ),
         Mutant(
             "bias_shares",
