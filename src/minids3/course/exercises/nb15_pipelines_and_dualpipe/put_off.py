@@ -92,27 +92,24 @@ def _counts_forwards(order, delay):
     return new + [("W", i) for i, _ in waiting]
 
 
-def _by_number(order, delay):
+def _numbered(order, delay, number):
+    """The W's micro-batch comes from a count, or from the I's own number, and not from a list."""
     new, count = [], 0
-    backwards = sum(kind == "B" for kind, _ in order)
     for kind, i in order:
         new.append(("I" if kind == "B" else kind, i))
         if kind == "B":
             count += 1
             if count > delay:
-                new.append(("W", count - 1 - delay))
-    return new + [("W", i) for i in range(max(0, backwards - delay), backwards)]
+                new.append(("W", number(count, i)))
+    return new + [("W", i) for i in range(max(0, count - delay), count)]
+
+
+def _by_number(order, delay):
+    return _numbered(order, delay, lambda count, i: count - 1 - delay)
 
 
 def _own_number(order, delay):
-    new, count = [], 0
-    for kind, i in order:
-        new.append(("I" if kind == "B" else kind, i))
-        if kind == "B":
-            count += 1
-            if count > delay:
-                new.append(("W", i - delay))
-    return new + [("W", i) for i in range(max(0, count - delay), count)]
+    return _numbered(order, delay, lambda count, i: i - delay)
 
 
 def _smallest_first(order, delay):

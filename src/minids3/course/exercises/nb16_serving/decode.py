@@ -304,13 +304,18 @@ def check_attend_pages(c):
         c.close(got[0], row[:rank].expand(heads, -1), label="one row, its score far below 0")
     with c.part():
         one = lengths[:1]
+        got = c.call(60 * q[:1], pages, tables[:1], one, rank, 1.5)
+        far = _expected(60 * q[:1], pages, tables[:1], one, rank, 1.5)
+        atol = 1e-4 * pages.abs().max().item()  # what fp32 knows of the exponential of hundreds
+        c.close(got, far, label="scores in the hundreds", atol=atol)
+    with c.part():
         even, loud = pages.clone(), 60 * q[:1]
         even[..., -1] = 1.0
         loud[:, 0, -1], loud[:, 1, -1] = 200.0, -400.0  # all of a head's scores up, or down
         got = c.call(loud, even, tables[:1], one, rank, 1.5)
         far = _expected(loud, even, tables[:1], one, rank, 1.5)
         atol = 1e-3 * even.abs().max().item()  # what fp32 knows of the exponential of a thousand
-        c.close(got, far, label="scores in the hundreds", atol=atol)
+        c.close(got, far, label="a head far above 0, another far below", atol=atol)
 
 
 def _expected(q, pages, tables, lengths, rank, scale):
