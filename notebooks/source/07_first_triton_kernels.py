@@ -600,8 +600,8 @@ print(f"{distinct} different sums of the same numbers")
 #
 # If you would rather loop over the rows: the interpreter refuses a mask
 # that joins a tile with a single comparison (`tile_mask & (row < n_rows)`:
-# "mask has unsupported dtype"), which the compiler accepts. Compare tiles:
-# `at < n_rows * n_cols`.
+# "mask has unsupported dtype"), which the compiler accepts. Join tiles:
+# `(col < n_cols) & (at < n_rows * n_cols)`.
 
 # %%
 # EXERCISE triton-rms-backward
@@ -1042,8 +1042,8 @@ viz.play(tiles_and_waste, n=(1, 128, 1), block=[4, 8, 16, 32, 64])
 #   not see the whole: products with scales (notebook 09), ragged experts
 #   (notebook 11).
 # - The interpreter runs programs in order, one at a time. Two programs that
-#   write to the same place never collide in it; on a GPU they do. Your
-#   partial rows are right by design, not because a test said so.
+#   write to the same place never collide in it; on a GPU they do. A check
+#   notes which program wrote what and tells you; your other cells do not.
 # - The interpreter rounds to BF16 by cutting off. The checks use FP32 and
 #   FP16 for that reason.
 # - PTX is not the last word: another assembler turns it into machine

@@ -197,6 +197,13 @@ def test_what_resembles_what(a, b, alike):
     assert resembles(a, b, 1e-4, 1e-6) is resembles(b, a, 1e-4, 1e-6) is alike
 
 
+def test_large_numbers_that_cancel_are_known_less_well():
+    large = torch.tensor([1e6, -2e6, 0.25, 3e5])
+    assert resembles(large, large + torch.tensor([0, 0, 8.0, 0]), 1e-4, 1e-6)
+    assert not resembles(large, large + torch.tensor([0, 0, 800.0, 0]), 1e-4, 1e-6)
+    assert not resembles(large / 1e6, large / 1e6 + torch.tensor([0, 0, 8e-6, 0]), 1e-4, 1e-6)
+
+
 def test_a_known_mistake_is_told_whatever_its_dtype():
     assert run_check(EX, lambda x, k=2: x.double() * 2).mutant == "ignores_k"
 

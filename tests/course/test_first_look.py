@@ -63,7 +63,7 @@ def test_a_right_kernel_goes_on_to_the_gpu(on_gpu):
     [
         (
             "tl.store(out_ptr + i, tl.load(x_ptr + i) + 1, mask=i < n)",
-            "it reads past the end of x_ptr, at 10 of 10 elements: mask the load",
+            "it reads past the end of x_ptr, at 10 to 15 of 10 elements: mask the load, or look",
         ),
         (
             "tl.store(out_ptr + i.to(tl.int64) * 1_000_000_000_000, 1.0 + i)",

@@ -9,7 +9,7 @@ from kernel_check import run
 from minids3.course.check import placeholder
 from minids3.course.launching import Guarded, launch
 from minids3.kernels.language import jit, tl
-from minids3.kernels.watch import OutOfBounds
+from minids3.kernels.watch import MemoryFault
 
 
 def good(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
@@ -103,11 +103,37 @@ def past_the_input(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
     tl.store(x_ptr + n + 10_000_000_000 + i.to(tl.int64), 1.0 + i)
 
 
+def one_too_many(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, tl.load(x_ptr + i, mask=i <= n, other=0.0) + 1, mask=i < n)
+
+
+def spills(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + BLOCK + i, 0.0 * i, mask=i < n - BLOCK)  # a later program repairs it
+    tl.store(out_ptr + i, tl.load(x_ptr + i, mask=i < n, other=0.0) + 1, mask=i < n)
+
+
+def does_all(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    for start in range(0, n, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        tl.store(out_ptr + i, tl.load(x_ptr + i, mask=i < n, other=0.0) + 1, mask=i < n)
+
+
 @pytest.mark.parametrize(
     ("fn", "words"),
     [
-        (reads_past, "it reads past the end of x_ptr, at 10 of 10 elements: mask the load"),
-        (reads_before, "it reads before the beginning of x_ptr, at -1 of 10 elements"),
+        (one_too_many, "it reads past the end of x_ptr, at 10 of 10 elements: mask the load, or"),
+        (spills, "programs 0 and 1 both write element 8 of out_ptr: which comes last, nobody"),
+        (does_all, "programs 0 and 1 both write element 0 of out_ptr: which comes last, nobody"),
+        (
+            reads_past,
+            "it reads past the end of x_ptr, at 10 to 15 of 10 elements: mask the load, or",
+        ),
+        (
+            reads_before,
+            "it reads before the beginning of x_ptr, at -1 of 10 elements: look at the index",
+        ),
         (strays, "it reads memory that belongs to none of its arguments"),
         (counts_far, "it writes memory that belongs to none of its arguments"),
         (swaps_far, "it writes memory that belongs to none of its arguments"),
@@ -123,9 +149,71 @@ def test_what_is_not_its_own_ends_the_check_and_nothing_else(fn, words):
 def test_a_swap_of_its_own_lanes_is_done_beside_one_that_strays():
     x, out = torch.zeros(5), torch.zeros(16)
     grid, block = (1,), 8
-    with pytest.raises(OutOfBounds):
+    with pytest.raises(MemoryFault):
         launch(swaps_far, grid, (x, out, 5), {"BLOCK": block})
     assert out.tolist() == [3.0] * 5 + [0.0] * 11
+
+
+def twice(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, 0.0 * i, mask=i < n)
+    tl.store(out_ptr + i, tl.load(x_ptr + i, mask=i < n, other=0.0) + 1, mask=i < n)
+
+
+def by_turns(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    program, lanes = tl.program_id(0), tl.arange(0, BLOCK)
+    for start in range(program, n, tl.num_programs(0) * BLOCK):
+        i = start + tl.num_programs(0) * lanes
+        tl.store(out_ptr + i, tl.load(x_ptr + i, mask=i < n, other=0.0) + 1, mask=i < n)
+
+
+@pytest.mark.parametrize("fn", [twice, by_turns])
+def test_a_program_may_write_what_is_its_own_as_often_and_where_it_likes(fn):
+    assert [i.status for i in run(jit(fn)).items] == ["ok"] * 4
+
+
+def shares(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    tl.atomic_add(out_ptr, 1.0)
+
+
+def in_a_plane(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    tl.store(out_ptr + tl.program_id(1), 1.0)
+
+
+def test_atomic_operations_share_and_a_grid_of_two_axes_is_told_by_both():
+    x, out = torch.zeros(4), torch.zeros(4)
+    launch(shares, (3,), (x, out, 4), {"BLOCK": 4})
+    assert out.tolist() == [3.0, 0.0, 0.0, 0.0]
+    launch(in_a_plane, (1, 3), (x, out, 4), {"BLOCK": 4})
+    with pytest.raises(MemoryFault, match=r"programs \(0, 1\) and \(1, 1\) both write element 0"):
+        launch(in_a_plane, (2, 2), (x, out, 4), {"BLOCK": 4})
+
+
+def product(a_ptr, b_ptr, out_ptr, N: tl.constexpr):
+    i, k = tl.arange(0, N)[:, None], tl.arange(0, N)[None, :]
+    a = tl.load(a_ptr + i * N + k)
+    b = tl.load(b_ptr + i * N + k)
+    tl.store(out_ptr + i * N + k, tl.dot(a, b))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_products_of_half_precision_are_of_their_numbers(dtype):
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 16, 16).to(dtype)
+    out = torch.zeros(16, 16)
+    launch(product, (1,), (a, b, out), {"N": 16})
+    assert torch.allclose(out.double(), a.double() @ b.double(), rtol=1e-3, atol=1e-3)
+
+
+def test_where_a_mistake_went_astray_counts_and_what_it_wrote_there_does_not():
+    one, other = (Guarded((4,), torch.float32) for _ in range(2))
+    for out, number in ((one, 1.0), (other, torch.inf)):
+        out.buffer[-3:] = number
+    assert torch.equal(one.touched(), other.touched())
+    assert one.touched().tolist() == [(1 << 16) - 3, (1 << 16) - 2, (1 << 16) - 1]
+    assert not one.strange()  # NaN of its own
+    one.view.fill_(torch.inf)
+    assert one.strange()
 
 
 def idle(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
@@ -139,6 +227,18 @@ def test_idle_lanes_are_undefined_where_they_are_used():
     item = run(jit(idle)).items[-1]
     assert (item.label, item.status) == ("values", "no")
     assert "says other=" in item.reason
+
+
+def nothing_written(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, mask=i < n)
+    tl.store(out_ptr + i, x + 1, mask=i < n - 1)
+
+
+def test_a_number_that_was_never_written_is_no_idle_lane_s():
+    items = run(jit(nothing_written)).items
+    assert any("it is nan" in i.reason for i in items)
+    assert not any("says other=" in i.reason for i in items)
 
 
 def scalar_mask(x_ptr, out_ptr, n, BLOCK: tl.constexpr):

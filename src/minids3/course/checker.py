@@ -33,10 +33,12 @@ from minids3.course.compare import (
     tensor_difference,
     unchanged,
 )
-from minids3.course.launching import Guarded, launch
-from minids3.kernels.watch import OutOfBounds
+from minids3.course.launching import Guarded, launch, unwritten
+from minids3.kernels.watch import MemoryFault
 
 __all__ = ["Checker", "Item", "Stop", "short"]
+
+_LARGE = r"\bit is (nan|-?inf|-?\d{3,})"  # what a sum of undefined lanes looks like
 
 
 @dataclass
@@ -199,21 +201,23 @@ class Checker:
         outputs = [a for a in args if isinstance(a, Guarded)]
         try:
             try:
-                self._idle |= bool(self._launch(grid, args, constexprs))
+                idle = bool(self._launch(grid, args, constexprs))
+                self._idle |= idle
             except NotImplementedError as error:
                 self.stub = True
                 self.outputs.append(("raised", "NotImplementedError"))
                 reason = str(error) or "still a stub. Write its body, then run both cells again"
                 raise _Failure(reason) from None
-            except OutOfBounds as error:
-                self.outputs.append([*(snapshot(o.buffer) for o in outputs), str(error)])
+            except MemoryFault as error:
+                self.outputs.append([*(_written(o) for o in outputs), str(error)])
                 if label is None:
                     raise _Failure(short(error)) from None
                 return self._note(label, "no", short(error))
             except (Exception, SystemExit) as error:
                 self.outputs.append(_raised(error))
                 raise _Failure(_exception_text(error, self._fn)) from error
-            self.outputs.append([snapshot(o.buffer) for o in outputs])
+            told = idle and any(o.strange() for o in outputs)
+            self.outputs.append([*(_written(o) for o in outputs), told])
             if not unchanged(before, [a for a in args if isinstance(a, Tensor)]):
                 raise _Failure("it wrote into an input. Store to the output's pointer only")
         except _Failure as failure:
@@ -329,7 +333,7 @@ class Checker:
         reason = difference(got, expected, rtol, atol)
         if not reason:
             return self._ok(label)
-        if self._idle and re.search(r"\bit is (nan|-?inf|-?\d{3,})", reason):
+        if self._idle and not unwritten(got) and re.search(_LARGE, reason):
             reason += (
                 ". The lanes that a mask leaves out are undefined (infinite here) unless the load "
                 "says other="
@@ -415,6 +419,11 @@ class _Failure(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def _written(out: Guarded) -> tuple[Tensor, Tensor]:
+    """What a kernel wrote, and where beside it: idle lanes that go astray may hold anything."""
+    return snapshot(out.view), out.touched()
 
 
 def short(error: BaseException) -> str:

@@ -23,6 +23,8 @@ __all__ = [
     "unchanged",
 ]
 
+_LARGE = 100.0  # from this mean on
+
 
 def shape_text(shape: Sequence[int]) -> str:
     """Return a shape as "[2, 5, 8]"."""
@@ -217,12 +219,19 @@ def _form(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _mean(t: Tensor) -> float:
+    """The mean magnitude of what is finite."""
+    finite = t[t.isfinite()]
+    return finite.abs().mean().item() if finite.numel() else 0.0
+
+
 def resembles(a: Any, b: Any, rtol: float, atol: float) -> bool:
     """Whether two nested values hold equal numbers within the tolerance, in whatever form.
 
     The form is fp32, fp64 or integers; an array, a tensor or a number; a list or a tuple; a dict in
     any order. Whole numbers are compared exactly. Booleans, and dtypes that round more, are only
-    like themselves.
+    like themselves. Where numbers are large, what is left of those that cancel is known less well:
+    there the absolute tolerance grows with their mean.
     """
     a, b = _form(a), _form(b)
     if isinstance(a, list) and isinstance(b, list):
@@ -233,6 +242,8 @@ def resembles(a: Any, b: Any, rtol: float, atol: float) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if {a.dtype, b.dtype} == {torch.int64, torch.float64}:
             a, b = a.double(), b.double()
+        if b.is_floating_point() and (mean := _mean(b)) > _LARGE:
+            atol = max(atol, 3e-5 * mean)
     elif {type(a), type(b)} == {int, float} and max(abs(a), abs(b)) < 2**53:
         a, b = float(a), float(b)
     return same(a, b, rtol, atol)

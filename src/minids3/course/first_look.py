@@ -145,7 +145,7 @@ def _looked(
     place: dict[str, str], grid: Sequence[int], args: Sequence[Any], constexprs: dict[str, Any]
 ) -> Look | None:
     from minids3.course.launching import launch
-    from minids3.kernels.watch import OutOfBounds
+    from minids3.kernels.watch import MemoryFault
 
     if place["path"] not in ("", *sys.path):
         sys.path.insert(0, place["path"])
@@ -154,7 +154,7 @@ def _looked(
     try:
         kernel = getattr(importlib.import_module(place["module"]), place["attribute"])
         look.idle = launch(kernel, grid, args, constexprs)
-    except OutOfBounds as error:
+    except MemoryFault as error:
         look.fault = str(error)
     except NotImplementedError as error:
         if str(error):  # the interpreter's own: something that it does not know

@@ -5,7 +5,8 @@ gives it outputs in the middle of a larger buffer, poisoned all over, and looks 
 afterwards. A number that was never written still shows the poison, too, which is a NaN that no
 arithmetic makes. Inputs have margins as well, and in the interpreter every address is compared with
 the arguments before it is used (``kernels.watch``), so that a stray pointer ends the check and not
-the notebook. Where there is a GPU, the interpreter sees each launch first (``first_look``).
+the notebook; nor may two programs write one element. Where there is a GPU, the interpreter sees
+each launch first (``first_look``).
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor
 
 from minids3.course.first_look import Look, first_look
-from minids3.kernels.watch import POISON, OutOfBounds, watching
+from minids3.kernels.watch import POISON, MemoryFault, watching
 
-__all__ = ["Guarded", "is_library", "launch", "library_of", "poisoned"]
+__all__ = ["Guarded", "is_library", "launch", "library_of", "poisoned", "unwritten"]
 
 _MARGIN = 1 << 15  # elements on each side; catches any overrun of less than that
 _INPUT_MARGIN = 1 << 12
@@ -35,6 +36,20 @@ def poisoned(count: int, dtype: torch.dtype, fill: float | None = None) -> Tenso
         return torch.full((count,), POISON[dtype.itemsize], dtype=bits).view(dtype)
     fill = (float("nan") if dtype.is_floating_point else 85) if fill is None else fill
     return torch.full((count,), fill, dtype=dtype)
+
+
+def unwritten(t: Any) -> bool:
+    """Whether a tensor holds a poisoned number, which no kernel wrote (8-bit ones are not seen)."""
+    if not isinstance(t, Tensor) or t.dtype.itemsize not in POISON or not t.is_floating_point():
+        return False
+    return bool(_holds(t, poisoned(1, t.dtype)).any())
+
+
+def _holds(t: Tensor, poison: Tensor) -> Tensor:
+    """Which numbers of ``t``, flattened, have the bits of ``poison``."""
+    numbers = t.contiguous().flatten()
+    bits = numbers.view(torch.uint8).view(numbers.numel(), -1)
+    return (bits == poison.view(torch.uint8)).all(1)
 
 
 class Guarded:
@@ -54,17 +69,28 @@ class Guarded:
         """What the kernel has written."""
         return self.view_of(self.buffer)
 
+    def touched(self) -> Tensor:
+        """Which elements of both margins, one after the other, hold the poison no more (int64)."""
+        margins = torch.cat((self.buffer[:_MARGIN], self.buffer[self.buffer.numel() - _MARGIN :]))
+        return (~self._poisoned(margins)).nonzero().flatten()
+
     def untouched(self) -> bool:
         """Whether both margins still hold the poison, bit for bit."""
-        margins = torch.cat((self.buffer[:_MARGIN], self.buffer[self.buffer.numel() - _MARGIN :]))
-        bits = margins.view(torch.uint8).view(margins.numel(), -1)
-        return bool((bits == self._poison.view(torch.uint8)).all())
+        return self.touched().numel() == 0
 
     def written(self) -> bool:
         """Whether no number of the view holds the poison any more."""
-        numbers = self.view.contiguous().flatten()
-        bits = numbers.view(torch.uint8).view(numbers.numel(), -1)
-        return not bool((bits == self._poison.view(torch.uint8)).all(1).any())
+        return not bool(self._poisoned(self.view).any())
+
+    def strange(self) -> bool:
+        """Whether the kernel wrote NaN or infinity into the view."""
+        numbers = self.view.flatten()
+        if not numbers.dtype.is_floating_point:
+            return False
+        return bool((~numbers.float().isfinite() & ~self._poisoned(numbers)).any())
+
+    def _poisoned(self, t: Tensor) -> Tensor:
+        return _holds(t, self._poison)
 
     def __repr__(self) -> str:
         return f"Guarded(shape={list(self.shape)}, dtype={self.buffer.dtype})"
@@ -84,7 +110,8 @@ def launch(
         Whether a masked load left idle lanes undefined.
 
     Raises:
-        OutOfBounds: the kernel used memory of none of its arguments; what it wrote is kept.
+        MemoryFault: the kernel used memory of none of its arguments, or two of its programs wrote
+            the same element; what it wrote is kept.
         NotImplementedError: it is still a stub.
     """
     from minids3.kernels.language import jit
@@ -102,7 +129,7 @@ def launch(
         if look.fault or look.idle:
             look.copy_to([a.buffer if isinstance(a, Guarded) else a for a in args])
         if look.fault:
-            raise OutOfBounds(look.fault)
+            raise MemoryFault(look.fault)
         return look.idle
     homes = {id(a): _with_margins(a) for a in args if isinstance(a, Tensor)}
     given = [a.view if isinstance(a, Guarded) else homes.get(id(a), a) for a in args]

@@ -77,6 +77,26 @@ def _choose_cache() -> None:
         os.environ["TRITON_CACHE_DIR"] = str(place)
 
 
+def _mend_products() -> None:
+    """Let the interpreter multiply BF16: it keeps them as 16-bit integers, and took these."""
+    from triton.runtime.interpreter import TensorHandle, interpreter_builder
+
+    original = type(interpreter_builder).create_dot
+
+    def wide(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        bits = handle.data.astype("uint32") << 16
+        return TensorHandle(bits.view("float32"), tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any, **more: Any) -> Any:
+        return original(self, wide(a), wide(b), *rest, **more)
+
+    if not hasattr(original, "mended"):
+        create_dot.mended = True  # type: ignore[attr-defined]
+        type(interpreter_builder).create_dot = create_dot
+
+
 _choose_cache()
 try:
     import triton
@@ -97,6 +117,8 @@ else:
             "notice. Restart the kernel and run the set-up cell first, before anything that "
             "imports triton"
         )
+    if _asked:
+        _mend_products()
 
 
 def jit(fn: Any) -> Any:

@@ -3,6 +3,10 @@
 Triton's interpreter follows every pointer: a load past the end of a tensor gives whatever is there,
 and a stray one ends the process. On a GPU neither is noticed, or much later. Here each address is
 compared with the kernel's arguments before it is used.
+
+The interpreter also runs programs one by one, in order, so that a later program repairs what an
+earlier one wrote over. A GPU promises no order. So it is noted which program wrote an element, and
+a second one that does is a fault, too.
 """
 
 from __future__ import annotations
@@ -16,21 +20,30 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-__all__ = ["POISON", "OutOfBounds", "Watch", "watching"]
+__all__ = ["POISON", "MemoryFault", "Watch", "watching"]
 
 # Bit patterns of NaNs that no arithmetic makes, by size in bytes.
 POISON = {2: 0x7FD5, 4: 0x7FC5A5A5, 8: 0x7FF8A5A5A5A5A5A5}
-# What idle lanes hold: whole numbers that no index is; for bytes E4M3's NaN and its largest number.
-_IDLE = {1: (0x7F, 0x7E), 2: (0x5A5A,), 4: (0x5A5A5A5A,), 8: (0x5A5A5A5A5A5A5A5A,)}
+# What idle lanes hold, in turn: numbers that no index is, of either sign; for bytes E4M3's NaN and
+# its largest number.
+_IDLE = {
+    1: (0x7F, 0x7E),
+    2: (0x5A5A, 0xA5A5),
+    4: (0x5A5A5A5A, 0xA5A5A5A5),
+    8: (0x5A5A5A5A5A5A5A5A, 0xA5A5A5A5A5A5A5A5),
+}
 
 
-class OutOfBounds(Exception):
-    """A kernel used memory that none of its arguments is. It ran to its end all the same."""
+class MemoryFault(Exception):
+    """A kernel used memory that none of its arguments is, or that another program had written.
+
+    It ran to its end all the same.
+    """
 
 
 @dataclass
 class Watch:
-    """What was seen: accesses out of bounds, and whether a load left lanes undefined."""
+    """What was seen: faults, and whether a load left lanes undefined."""
 
     faults: list[str] = field(default_factory=list)
     idle: bool = False
@@ -38,7 +51,7 @@ class Watch:
     def raise_faults(self) -> None:
         """Raise the first fault, if there is one."""
         if self.faults:
-            raise OutOfBounds(self.faults[0])
+            raise MemoryFault(self.faults[0])
 
 
 @dataclass(frozen=True)
@@ -60,14 +73,48 @@ class _Range:
         return cls(name, size, low, high, begin, begin + storage.nbytes())
 
 
-def _told(ranges: Sequence[_Range], address: int, verb: str) -> str:
-    near = next((r for r in ranges if r.storage_low <= address < r.storage_high), None)
-    advice = {"reads": "mask the load", "writes": "mask the store"}[verb]
+def _told(ranges: Sequence[_Range], addresses: Any, verb: str) -> str:
+    """Say of what the addresses are out of bounds, and where, from the first to the last."""
+    first = int(addresses[0])
+    near = next((r for r in ranges if r.storage_low <= first < r.storage_high), None)
     if near is None:
         return f"it {verb} memory that belongs to none of its arguments: look at the index"
-    count, at = (near.high - near.low) // near.itemsize, (address - near.low) // near.itemsize
-    side = "before the beginning" if at < 0 else "past the end"
-    return f"it {verb} {side} of {near.name}, at {at} of {count} elements: {advice}"
+    here = addresses[(addresses >= near.storage_low) & (addresses < near.storage_high)]
+    here = here[(here < near.low) == (first < near.low)]
+    low, high = ((int(a) - near.low) // near.itemsize for a in (here.min(), here.max()))
+    count, at = (near.high - near.low) // near.itemsize, f"{low} to {high}"
+    side = "before the beginning" if low < 0 else "past the end"
+    advice = {"reads": "mask the load, or", "writes": "mask the store, or"}[verb]
+    advice = "look at the index" if low < 0 else f"{advice} look at the index"
+    where = f"at {low if low == high else at} of {count} elements"
+    return f"it {verb} {side} of {near.name}, {where}: {advice}"
+
+
+class _Writers:
+    """Which program wrote each element of a storage, and what happens if two did."""
+
+    def __init__(self, ranges: Sequence[_Range]) -> None:
+        self._ranges = {(r.storage_low, r.storage_high): r for r in reversed(ranges)}
+        self._of: dict[tuple[int, int, int], Any] = {}  # storage and size: programs, from 1 on
+
+    def note(self, addresses: Any, size: int, program: int) -> tuple[int, int, str] | None:
+        """Note the addresses as written by ``program``; return a program before it, and where."""
+        found = None
+        for (low, high), r in self._ranges.items():
+            here = addresses[(addresses >= low) & (addresses < high)]
+            if not len(here):
+                continue
+            key = (low, high, size)
+            if key not in self._of:
+                self._of[key] = np.zeros((high - low) // size + 1, np.int32)
+            writers, at = self._of[key], (here - low) // size
+            before = writers[at]
+            if found is None and (other := (before != 0) & (before != program + 1)).any():
+                place = int(other.argmax())
+                element = (int(here[place]) - r.low) // r.itemsize
+                found = int(before[place]) - 1, element, r.name
+            writers[at] = program + 1
+        return found
 
 
 @contextlib.contextmanager
@@ -80,15 +127,17 @@ def watching(tensors: Sequence[Any], names: Sequence[str]) -> Iterator[Watch]:
         names: of the arguments.
 
     Yields:
-        What was seen. A load out of bounds gives, and one that is masked and has no ``other=``
-        leaves, infinity (or a large number) in each lane concerned, which shows in a sum, a maximum
-        (where a NaN would not) and a product with zero. A store out of bounds does nothing.
+        What was seen. Of two programs that store into the same element the second is told (atomic
+        operations may share one). A load out of bounds gives, and one that is masked and has no
+        ``other=`` leaves, infinity (or a large number of either sign) in each lane concerned, which
+        shows in a sum, a maximum (where a NaN would not) and a product with zero. A store out of
+        bounds does nothing.
     """
     from triton.runtime.interpreter import TensorHandle, _get_np_dtype, interpreter_builder
 
     named = itertools.zip_longest(tensors, names, fillvalue="an argument")
     ranges = [_Range.of(t, name) for t, name in named if isinstance(t, Tensor)]
-    seen = Watch()
+    seen, writers = Watch(), _Writers(ranges)
 
     def inside(addresses: Any, mask: Any, verb: str, size: int) -> Any:
         """Return ``mask`` without the lanes that are out of bounds, which are told."""
@@ -99,8 +148,20 @@ def watching(tensors: Sequence[Any], names: Sequence[str]) -> Iterator[Watch]:
             good |= (at >= low) & (at + size <= high)
         mask = np.broadcast_to(mask, at.shape).astype(bool)
         if bad := (mask & ~good).any():
-            seen.faults.append(_told(ranges, int(at[mask & ~good].flat[0]), verb))
+            seen.faults.append(_told(ranges, at[mask & ~good], verb))
         return mask & good if bad else mask
+
+    def written(addresses: Any, mask: Any, size: int) -> None:
+        """Note the program that writes there; a second one is told."""
+        (x, y, z), (nx, ny, _) = interpreter_builder.grid_idx, interpreter_builder.grid_dim
+        found = writers.note(addresses.astype(np.int64)[mask], size, x + nx * (y + ny * z))
+        if found is not None:
+            other, at, name = found
+            here = _place(x + nx * (y + ny * z), nx, ny)
+            seen.faults.append(
+                f"programs {_place(other, nx, ny)} and {here} both write element {at} of "
+                f"{name}: which comes last, nobody promises"
+            )
 
     def load(ptrs: Any, mask: Any, other: Any, *rest: Any, **more: Any) -> Any:
         kind = ptrs.get_element_ty()
@@ -121,6 +182,7 @@ def watching(tensors: Sequence[Any], names: Sequence[str]) -> Iterator[Watch]:
     def store(ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
         size = np.dtype(_get_np_dtype(ptrs.get_element_ty())).itemsize
         real = inside(ptrs.data, mask.data, "writes", size)
+        written(ptrs.data, real, size)
         return original_store(ptrs, value, TensorHandle(real, mask.dtype), *rest)
 
     def rmw(operation: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
@@ -157,11 +219,18 @@ def watching(tensors: Sequence[Any], names: Sequence[str]) -> Iterator[Watch]:
     }
     own.update(watched)
     try:
-        with np.errstate(invalid="ignore", over="ignore"):  # what idle lanes compute is nobody's
+        # What idle lanes compute is nobody's business.
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             yield seen
     finally:
         for name in watched:
             own.pop(name, None)
+
+
+def _place(program: int, nx: int, ny: int) -> str:
+    """The number of a program, or its numbers if the grid has several axes."""
+    x, y, z = program % nx, program // nx % ny, program // (nx * ny)
+    return str(x) if ny == 1 and z == 0 else str((x, y) if z == 0 else (x, y, z))
 
 
 def _undefined(shape: Any, dtype: Any) -> Any:

@@ -25,7 +25,7 @@ from minids3.grade.process.child import Child, ProcessEnded, TimeLimit
 from minids3.grade.process.rebuild import copy_into, counters_in, leaves_of, plain, rebuilt, swap
 from minids3.grade.process.replay import other_numbers
 from minids3.grade.process.zygote import Zygote
-from minids3.kernels.watch import OutOfBounds
+from minids3.kernels.watch import MemoryFault
 from minids3.sim.counted import MultiplyAdds
 
 __all__ = ["ProcessEnded", "Remote", "TimeLimit"]
@@ -160,7 +160,7 @@ class Remote(Child):
             except (wire.Broken, KeyError, ValueError, RuntimeError, AttributeError) as error:
                 raise ProcessEnded(f"its process gave {error}") from None
             if faults := reply.get("faults"):
-                raise OutOfBounds(str(faults[0] if isinstance(faults, list) else faults)[:200])
+                raise MemoryFault(str(faults[0] if isinstance(faults, list) else faults)[:200])
             return reply.get("idle") is True
 
         return launch

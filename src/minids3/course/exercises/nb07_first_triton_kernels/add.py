@@ -24,24 +24,58 @@ def add_kernel(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
 
 def _add_no_mask(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + i, mask=i < n, other=0.0)
-    y = tl.load(y_ptr + i, mask=i < n, other=0.0)
+    x = tl.load(x_ptr + i, mask=i < n)
+    y = tl.load(y_ptr + i, mask=i < n)
     tl.store(out_ptr + i, x + y)
+
+
+def _nothing_masked(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + i, tl.load(x_ptr + i) + tl.load(y_ptr + i))
 
 
 def _add_lane_mask(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
     lane = tl.arange(0, BLOCK)
     i = tl.program_id(0) * BLOCK + lane
-    x = tl.load(x_ptr + i, mask=i < n, other=0.0)
-    y = tl.load(y_ptr + i, mask=i < n, other=0.0)
+    x = tl.load(x_ptr + i, mask=lane < n)
+    y = tl.load(y_ptr + i, mask=lane < n)
     tl.store(out_ptr + i, x + y, mask=lane < n)
 
 
 def _add_one_more(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + i, mask=i < n, other=0.0)
-    y = tl.load(y_ptr + i, mask=i < n, other=0.0)
+    x = tl.load(x_ptr + i, mask=i <= n)
+    y = tl.load(y_ptr + i, mask=i <= n)
     tl.store(out_ptr + i, x + y, mask=i <= n)
+
+
+def _one_more_stored(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, mask=i < n)
+    y = tl.load(y_ptr + i, mask=i < n)
+    tl.store(out_ptr + i, x + y, mask=i <= n)
+
+
+def _one_more_loaded(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + i, mask=i <= n)
+    y = tl.load(y_ptr + i, mask=i <= n)
+    tl.store(out_ptr + i, x + y, mask=i < n)
+
+
+def _every_tile(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    for start in range(0, n, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + i, mask=i < n)
+        y = tl.load(y_ptr + i, mask=i < n)
+        tl.store(out_ptr + i, x + y, mask=i < n)
+
+
+def _size_built_in(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * 1024 + tl.arange(0, 1024)
+    x = tl.load(x_ptr + i, mask=i < n)
+    y = tl.load(y_ptr + i, mask=i < n)
+    tl.store(out_ptr + i, x + y, mask=i < n)
 
 
 def _add_same_tile(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
@@ -149,6 +183,35 @@ def _both_masks(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
             "so it is < and not <=.",
         ),
         Mutant(
+            "one_more_stored",
+            _one_more_stored,
+            "The loads end in time, and the store's mask lets one element too many through: it is "
+            "i < n, not <=.",
+        ),
+        Mutant(
+            "one_more_loaded",
+            _one_more_loaded,
+            "The store ends in time, and the loads' mask lets one element too many through: it is "
+            "i < n, not <=.",
+        ),
+        Mutant(
+            "nothing_masked",
+            _nothing_masked,
+            "You masked nothing: the last tile reads past the end of x and y and stores past the "
+            "end of out. Give all three the mask i < n.",
+        ),
+        Mutant(
+            "every_tile",
+            _every_tile,
+            "Each of your programs adds everything. They share the work: program p has one tile, "
+            "from p * BLOCK on.",
+        ),
+        Mutant(
+            "size_built_in",
+            _size_built_in,
+            "You built tiles of 1,024 in. BLOCK says how many elements a program owns.",
+        ),
+        Mutant(
             "same_tile",
             _add_same_tile,
             "All your programs work on the first tile. Each has a number, tl.program_id(0), and "
@@ -169,7 +232,8 @@ def _both_masks(x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr):
         Mutant(
             "in_place",
             _add_in_place,
-            "You stored the sum over x. The caller still needs x: the result goes to out_ptr.",
+            "You stored the sum over an input. The caller still needs it: the result goes to "
+            "out_ptr.",
         ),
         Mutant(
             "pointer_forgotten",
@@ -206,10 +270,11 @@ def check_add(c):
         (c.size(2, block - 2), 1, "less than one tile"),
         (1, 1, "a single element"),
         (block + 1, 5, "more programs than needed"),
+        (3000, 2, "tiles of 2,048 elements"),
     ):
         with c.part():
             x, y, out = c.randn(n), c.randn(n), c.guarded(n)
-            c.launch((programs,), x, y, out, n, BLOCK=block)
+            c.launch((programs,), x, y, out, n, BLOCK=2048 if n == 3000 else block)
             right = out.view.isclose(x + y, rtol=1e-4, atol=1e-5).all() and out.untouched()
             c.true(right, f"{what}: right, and nothing outside")
 

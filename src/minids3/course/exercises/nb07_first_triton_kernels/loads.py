@@ -11,8 +11,8 @@ from minids3.course.registry import Alternative, Mutant, exercise
 def load_widths(ptx):
     """Bytes that a thread fetches, per load from global memory, in order.
 
-    ptx: text, one instruction a line; the opcode comes last before the
-    first blank, as in 'ld.global.v4.b32 {...}' (4 x 32 bits = 16 bytes)
+    ptx: text, one instruction a line, as 'ld.global.v4.b32 {...}' (4 x 32
+    bits = 16 bytes), or with a predicate first, as '@%p1 ld.global.b32 ..'
     returns a list of whole numbers
     """
     widths = []
@@ -54,11 +54,11 @@ def _loads_only_plain(ptx):
 
 
 def _loads_distinct(ptx):
-    return sorted(set(_widths(ptx)))
+    return list(dict.fromkeys(_widths(ptx)))
 
 
 def _loads_total(ptx):
-    return [sum(_widths(ptx))]
+    return sum(_widths(ptx))
 
 
 def _loads_masked_only(ptx):
@@ -85,9 +85,8 @@ def _loads_groups(ptx):
 def _all_digits(ptx):
     widths = []
     for opcode in re.findall(r"\bld\.global[\w.:]*", ptx):
-        numbers = re.findall(r"\d+", re.sub(r"L\d::\w+", "", opcode.replace("L2::128B", "128")))
         width = 1
-        for n in numbers:
+        for n in re.findall(r"\d+", opcode):
             width *= int(n)
         widths.append(width // 8)
     return widths
@@ -194,6 +193,7 @@ def check_loads(c):
         ("nc.b64", 8),
         ("u8", 1),
         ("v8.b32", 32),
+        ("v2.f32", 8),
     ]
     order = sorted(range(len(kinds)), key=lambda _: c.size(0, 10**6))
     lines = [".version 8.7", ".target sm_90a", "ld.param.b64 %rd1, [add_kernel_param_0];"]
@@ -206,10 +206,10 @@ def check_loads(c):
         want.append(width)
     lines += ["\t@%p1 st.global.v4.b32 [ %rd9 + 0 ], { %r1, %r2, %r3, %r4 };"]
     lines += ["\tld.shared.b32 %r5, [%r6];", "\tret;"]
-    got = c.call("\n".join(lines), label="reads a text with nine loads")
+    got = c.call("\n".join(lines), label="reads a text with ten loads")
     c.true(isinstance(got, list), "returns a list", "it is no list")
     with c.part():
-        c.equal(len(got), 9, label="finds nine loads, no store, nothing from other memories")
+        c.equal(len(got), 10, label="finds ten loads, no store, nothing from other memories")
         c.equal(got, want, label="their widths in bytes, in order")
     with c.part():
         one = "@%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];"

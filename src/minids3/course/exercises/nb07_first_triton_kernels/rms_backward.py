@@ -345,6 +345,64 @@ def _back_no_weight(
     tl.store(dx_ptr + at, dx, mask=inside)
 
 
+def _flat_mask(
+    grad_ptr,
+    x_ptr,
+    weight_ptr,
+    rstd_ptr,
+    dx_ptr,
+    partial_ptr,
+    n_rows,
+    n_cols,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    program, lane = tl.program_id(0), tl.arange(0, BLOCK)
+    row = program * ROWS + tl.arange(0, ROWS)[:, None]
+    col = lane[None, :]
+    at = row * n_cols + col
+    inside = at < n_rows * n_cols
+    grad = tl.load(grad_ptr + at, mask=inside, other=0.0)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0)
+    rstd = tl.load(rstd_ptr + row, mask=row < n_rows, other=0.0)
+    x_hat = x * rstd
+    tl.store(partial_ptr + program * n_cols + lane, tl.sum(grad * x_hat, 0), mask=lane < n_cols)
+    weight = tl.load(weight_ptr + col, mask=col < n_cols, other=0.0)
+    grad = grad * weight
+    along = tl.sum(grad * x_hat, 1)[:, None] / n_cols
+    dx = (grad - x_hat * along) * rstd
+    tl.store(dx_ptr + at, dx, mask=inside)
+
+
+def _rstd_anew(
+    grad_ptr,
+    x_ptr,
+    weight_ptr,
+    rstd_ptr,
+    dx_ptr,
+    partial_ptr,
+    n_rows,
+    n_cols,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    program, lane = tl.program_id(0), tl.arange(0, BLOCK)
+    row = program * ROWS + tl.arange(0, ROWS)[:, None]
+    col = lane[None, :]
+    at = row * n_cols + col
+    inside = (row < n_rows) & (col < n_cols)
+    grad = tl.load(grad_ptr + at, mask=inside, other=0.0)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, 1)[:, None] / n_cols + 1e-5)
+    x_hat = x * rstd
+    tl.store(partial_ptr + program * n_cols + lane, tl.sum(grad * x_hat, 0), mask=lane < n_cols)
+    weight = tl.load(weight_ptr + col, mask=col < n_cols, other=0.0)
+    grad = grad * weight
+    along = tl.sum(grad * x_hat, 1)[:, None] / n_cols
+    dx = (grad - x_hat * along) * rstd
+    tl.store(dx_ptr + at, dx, mask=inside)
+
+
 def _back_loop(
     grad_ptr,
     x_ptr,
@@ -480,6 +538,18 @@ def _back_cubed(
             "the end of dx. Mask rows as well as columns.",
         ),
         Mutant(
+            "flat_mask",
+            _flat_mask,
+            "Your mask asks whether an address lies in the matrix. Idle lanes do: they are the "
+            "next row's, of another program at the end of a tile. Mask rows and columns.",
+        ),
+        Mutant(
+            "rstd_anew",
+            _rstd_anew,
+            "You computed rstd anew, with an eps of your own. rstd_ptr holds what the forward pass "
+            "multiplied by: load it.",
+        ),
+        Mutant(
             "no_weight",
             _back_no_weight,
             "The weight is missing on the way to dx: y = x_hat * weight, so the gradient of x_hat "
@@ -523,6 +593,14 @@ def check_rms_backward(c):
         dx, partial = c.guarded(1, 8), c.guarded(1, 8)
         c.launch((1,), grad, x, weight, rstd, dx, partial, 1, 8, ROWS=1, BLOCK=8)
         c.close(dx.view, dx_want, label="one row that fills its tile")
+        c.close(partial.view, parts_want, label="and its share of the weight's gradient")
+    with c.part():
+        x, grad, weight = 0.1 * c.randn(3, 100), c.randn(3, 100), c.randn(100)
+        rstd, dx_want, parts_want = _want(x, weight, grad, 2, eps=0.1)
+        dx, partial = c.guarded(3, 100), c.guarded(2, 100)
+        c.launch((2,), grad, x, weight, rstd, dx, partial, 3, 100, ROWS=2, BLOCK=128)
+        c.close(dx.view, dx_want, label="100 columns, with the rstd of an eps of 0.1")
+        c.close(partial.view, parts_want, label="and the shares")
 
 
 def _want(x, weight, grad, per, eps=1e-5):

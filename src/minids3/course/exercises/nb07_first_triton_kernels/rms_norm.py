@@ -155,6 +155,51 @@ def _rstd_without_eps(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl
     tl.store(y_ptr + at, x / tl.sqrt(mean + eps) * weight, mask=inside)
 
 
+def _index_mask(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl.constexpr):
+    row, col = tl.program_id(0), tl.arange(0, BLOCK)
+    at = row * n_cols + col
+    inside = at < n_cols
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + col, mask=col < n_cols, other=0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, 0) / n_cols + eps)
+    tl.store(rstd_ptr + row, rstd)
+    tl.store(y_ptr + at, x * rstd * weight, mask=inside)
+
+
+def _eps_built_in(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl.constexpr):
+    row, col = tl.program_id(0), tl.arange(0, BLOCK)
+    inside = col < n_cols
+    at = row * n_cols + col
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + col, mask=inside, other=0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, 0) / n_cols + 1e-5)
+    tl.store(rstd_ptr + row, rstd)
+    tl.store(y_ptr + at, x * rstd * weight, mask=inside)
+
+
+def _rstd_rounded(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl.constexpr):
+    row, col = tl.program_id(0), tl.arange(0, BLOCK)
+    inside = col < n_cols
+    at = row * n_cols + col
+    x = tl.load(x_ptr + at, mask=inside, other=0.0)
+    weight = tl.load(weight_ptr + col, mask=inside, other=0.0)
+    wide = x.to(tl.float32)
+    rstd = 1.0 / tl.sqrt(tl.sum(wide * wide, 0) / n_cols + eps)
+    tl.store(rstd_ptr + row, rstd.to(x.dtype))
+    tl.store(y_ptr + at, wide * rstd * weight, mask=inside)
+
+
+def _flat_mask(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl.constexpr):
+    row, col = tl.program_id(0), tl.arange(0, BLOCK)
+    inside = col < n_cols
+    at = row * n_cols + col
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + col, mask=inside, other=0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, 0) / n_cols + eps)
+    tl.store(rstd_ptr + row, rstd)
+    tl.store(y_ptr + at, x * rstd * weight, mask=at < tl.num_programs(0) * n_cols)
+
+
 def _no_other(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl.constexpr):
     row, col = tl.program_id(0), tl.arange(0, BLOCK)
     inside = col < n_cols
@@ -241,6 +286,29 @@ def _weight_unmasked(x_ptr, weight_ptr, y_ptr, rstd_ptr, n_cols, eps, BLOCK: tl.
             "You stored a whole tile of y: the last row's idle lanes are beyond the end.",
         ),
         Mutant(
+            "flat_mask",
+            _flat_mask,
+            "Your store's mask asks whether an address lies in y. Idle lanes do: they are the next "
+            "row's, and another program's. Mask the columns, col < n_cols.",
+        ),
+        Mutant(
+            "index_mask",
+            _index_mask,
+            "Your mask compares the address with n_cols, which is right in row 0 alone: compare "
+            "the column, 0 .. BLOCK - 1.",
+        ),
+        Mutant(
+            "eps_built_in",
+            _eps_built_in,
+            "You built an eps in. The caller's may be another: use the argument.",
+        ),
+        Mutant(
+            "rstd_rounded",
+            _rstd_rounded,
+            "You rounded rstd to the dtype of x. It is kept in fp32, so that the backward pass "
+            "loses nothing by it.",
+        ),
+        Mutant(
             "rstd_without_eps",
             _rstd_without_eps,
             "The rstd you keep has no eps in it. A row of zeros gives inf there, and the backward "
@@ -285,6 +353,8 @@ def check_rms_norm(c):
         ("a row of zeros stays zero", torch.zeros(1, 5), 8, torch.float32, 1e-5),
         ("a row that fills its tile", c.randn(2, 16), 16, torch.float32, 1e-5),
         ("a single column", c.randn(3, 1), 2, torch.float32, 1e-5),
+        ("uneven rows of fp16", 1 + 2 * c.randn(3, 6), 8, torch.float16, 1e-5),
+        ("100 columns in a tile of 128", 1 + 2 * c.randn(2, 100), 128, torch.float32, 1e-5),
     ):
         with c.part():
             x, weight = x.to(dtype), c.randn(size)[: x.shape[1]].to(dtype)
@@ -294,7 +364,7 @@ def check_rms_norm(c):
             tolerance = 2e-3 if dtype == torch.float16 else 1e-4
             c.close(y.view, want, label=label, rtol=tolerance, atol=1e-5)
             rstd_want = _want(x, weight, eps)[1]
-            c.close(rstd.view, rstd_want, label=f"{label}: rstd", rtol=1e-3)
+            c.close(rstd.view, rstd_want, label=f"{label}: rstd", rtol=1e-5)
 
 
 def _want(x, weight, eps):

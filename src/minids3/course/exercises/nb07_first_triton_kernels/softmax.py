@@ -54,6 +54,30 @@ def _softmax_no_mask(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
     tl.store(out_ptr + at, e / tl.sum(e, 0))
 
 
+def _flat_mask(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * n_cols + tl.arange(0, BLOCK)
+    inside = tl.arange(0, BLOCK) < n_cols
+    x = tl.load(x_ptr + at, mask=inside, other=-float("inf"))
+    e = tl.exp(x - tl.max(x, 0))
+    tl.store(out_ptr + at, e / tl.sum(e, 0), mask=at < tl.num_programs(0) * n_cols)
+
+
+def _index_mask(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * n_cols + tl.arange(0, BLOCK)
+    inside = at < n_cols
+    x = tl.load(x_ptr + at, mask=inside, other=-float("inf"))
+    e = tl.exp(x - tl.max(x, 0))
+    tl.store(out_ptr + at, e / tl.sum(e, 0), mask=inside)
+
+
+def _minimum(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * n_cols + tl.arange(0, BLOCK)
+    inside = tl.arange(0, BLOCK) < n_cols
+    x = tl.load(x_ptr + at, mask=inside, other=-float("inf"))
+    e = tl.exp(x - tl.min(x, 0))
+    tl.store(out_ptr + at, e / tl.sum(e, 0), mask=inside)
+
+
 def _softmax_not_divided(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
     at = tl.program_id(0) * n_cols + tl.arange(0, BLOCK)
     inside = tl.arange(0, BLOCK) < n_cols
@@ -148,8 +172,26 @@ def _no_other(x_ptr, out_ptr, n_cols, BLOCK: tl.constexpr):
         Mutant(
             "no_mask",
             _softmax_no_mask,
-            "You stored a whole tile. Here the next program repairs most of it by luck, since the "
-            "interpreter runs programs in order; the last row spills over the end.",
+            "You stored a whole tile: its idle lanes lie in the next row, which another program "
+            "writes, and the last row's past the end. Mask the store, lane < n_cols.",
+        ),
+        Mutant(
+            "flat_mask",
+            _flat_mask,
+            "Your store's mask asks whether an address lies in out. Idle lanes do: they are the "
+            "next row's, and another program's. Mask the lanes, lane < n_cols.",
+        ),
+        Mutant(
+            "index_mask",
+            _index_mask,
+            "Your mask compares the address with n_cols, which is right in row 0 alone: compare "
+            "the column, 0 .. BLOCK - 1.",
+        ),
+        Mutant(
+            "minimum",
+            _minimum,
+            "You subtracted the minimum, which idle lanes make minus infinity. The largest number "
+            "has to become 0: tl.max.",
         ),
         Mutant(
             "not_divided",
@@ -210,6 +252,7 @@ def check_softmax(c):
         ("rows of very different size, some with a small first number", apart, 8),
         ("a row that fills its tile", c.randn(2, 16), 16),
         ("a single column", c.randn(3, 1), 2),
+        ("200 columns in a tile of 256", 3 * c.randn(2, 200), 256),
         (
             "a score of -inf gets 0",
             torch.tensor([[0.5, -torch.inf, 1.0], [-torch.inf, 2.0, 0.0]]),
@@ -220,6 +263,8 @@ def check_softmax(c):
             out = c.guarded(*x.shape)
             c.launch((len(x),), x, out, x.shape[1], BLOCK=block)
             c.close(out.view, _want(x), label=label)
+            if "-inf" in label:
+                c.equal(out.view[x.isinf()], torch.zeros(2), label="and exactly 0")
 
 
 def _want(x):

@@ -266,7 +266,7 @@ def check_tile_of(c):
             c.equal(got, walk(rows, columns, band), name="the list of tiles", label=label)
             if every:
                 tiles = {tuple(int(n) for n in tile) for tile in got}
-                why = f"there are {rows * columns}, and {len(tiles)} are computed"
+                why = f"there are {rows * columns}; {len(tiles & known(rows, columns))} of them are"
                 c.true(len(tiles) == rows * columns and tiles <= known(rows, columns), every, why)
 
     def known(rows, columns):

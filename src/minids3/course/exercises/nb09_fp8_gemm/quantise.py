@@ -114,6 +114,18 @@ def _quant_neighbours(x_ptr, q_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
     tl.store(scale_ptr + row * tl.cdiv(K, 128) + tl.program_id(1), scale, mask=row < M)
 
 
+def _quant_flat(x_ptr, q_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    col = tl.program_id(1) * 128 + tl.arange(0, 128)
+    at = row[:, None] * K + col[None, :]
+    inside = (row < M)[:, None] & (col < K)[None, :]
+    x = tl.load(x_ptr + at, mask=at < M * K, other=0.0)
+    largest = tl.max(tl.abs(x), 1)
+    scale = tl.where(largest > 0, largest / 448.0, 1.0)
+    tl.store(q_ptr + at, encode_e4m3(x / scale[:, None]), mask=inside)
+    tl.store(scale_ptr + row * tl.cdiv(K, 128) + tl.program_id(1), scale, mask=row < M)
+
+
 def _quant_spill(x_ptr, q_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1) * 128 + tl.arange(0, 128)
@@ -265,6 +277,12 @@ def _no_other(x_ptr, q_ptr, scale_ptr, M, K, ROWS: tl.constexpr):
             "numbers got into the last tile's maximum.",
         ),
         Mutant(
+            "flat_mask",
+            _quant_flat,
+            "Your load's mask compares the address with M * K. After the end of a row comes the "
+            "next one, which that lets through: mask the columns, col < K.",
+        ),
+        Mutant(
             "spill",
             _quant_spill,
             "The scales of rows that do not exist were stored, too. Mask that store by row < M.",
@@ -321,13 +339,13 @@ def check_quantise(c):
         none = bool((q.view[2, :128] == 0).all() and (q.view[4] == 0).all())
         c.true(none, "a tile of zeros is written as zeros", "its codes are not 0")
         c.close(scale.view, _scales(x), label="and has scale 1", rtol=1e-5, atol=0)
-    for m, k in ((1, 1), (16, 128), (9, 127)):
+    for m, k, factor in ((1, 1, 1e-6), (16, 128, 1e6), (9, 127, 1e-25)):
         with c.part():
-            x = uneven(c, m, k) * 1e-6
+            x = uneven(c, m, k) * factor
             q, scale = _run(c, x)
             good = torch.allclose(scale.view, _scales(x), rtol=1e-5, atol=0) and q.untouched()
             good = good and rounded_well(q.view, x, _scales(x).repeat_interleave(128, 1)[:, :k])
-            c.true(good, f"x {[m, k]}, small numbers")
+            c.true(good, f"x {[m, k]}, numbers of about {factor:.0e}")
     with c.part():
         x = uneven(c, 21, 130)
         q, scale = _run(c, x, rows=16)

@@ -15,7 +15,7 @@ def combine_kernel(y_ptr, weights_ptr, inverse_ptr, out_ptr, D,
 
     y [N * TOP_K, D], rows sorted by expert; weights [N, TOP_K]; inverse
     [N * TOP_K] int64: where the row of each pair is; out [N, D]
-    programs (token, block of columns); sums are fp32, k = 0, 1, 2, ..
+    programs (token, block of columns); sums are fp32
     """
     token = tl.program_id(0)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -154,6 +154,20 @@ def _combine_moved(
     tl.store(out_ptr + token * D + block * BLOCK + lane, out, mask=inside)
 
 
+def _flat_mask(
+    y_ptr, weights_ptr, inverse_ptr, out_ptr, D, TOP_K: tl.constexpr, BLOCK: tl.constexpr
+):
+    token = tl.program_id(0)
+    d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for k in range(TOP_K):
+        place = tl.load(inverse_ptr + token * TOP_K + k)
+        weight = tl.load(weights_ptr + token * TOP_K + k)
+        y = tl.load(y_ptr + place * D + d, mask=d < D, other=0.0)
+        total += weight * y.to(tl.float32)
+    tl.store(out_ptr + token * D + d, total, mask=token * D + d < tl.num_programs(0) * D)
+
+
 def _mean_over_k(
     y_ptr, weights_ptr, inverse_ptr, out_ptr, D, TOP_K: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -264,6 +278,12 @@ def _in_out_dtype(
             "You stored a whole block: the columns beyond D belong to the next token.",
         ),
         Mutant(
+            "flat_mask",
+            _flat_mask,
+            "Your store's mask asks whether an address lies in out. Idle lanes do: they are the "
+            "next token's, and another program's. Mask the columns, d < D.",
+        ),
+        Mutant(
             "slot_major",
             _combine_slot_major,
             "You counted pairs slot by slot. The K pairs of a token are neighbours: n * K + k.",
@@ -327,10 +347,16 @@ def check_combine(c):
             c.launch(grid, y, weights, inverse, out, shape[2], TOP_K=shape[1], BLOCK=8)
             c.close(out.view, _want(y, weights, inverse), label=name)
     with c.part():
-        y, weights, inverse = _case(c, 2, 3, 130)
-        out = c.guarded(2, 130)
-        c.launch((2, 2), y, weights, inverse, out, 130, TOP_K=3, BLOCK=128)
-        c.close(out.view, _want(y, weights, inverse), label="blocks of 128 columns as well")
+        y, weights, inverse = _case(c, 3, 2, 8, torch.float16)
+        out = c.guarded(3, 8)
+        c.launch((3, 1), y, weights, inverse, out, 8, TOP_K=2, BLOCK=8)
+        label = "fp16 rows are weighed in fp32"
+        c.close(out.view, _want(y, weights, inverse), label=label, rtol=1e-5, atol=1e-5)
+    with c.part():
+        y, weights, inverse = _case(c, 2, 6, 300)
+        out = c.guarded(2, 300)
+        c.launch((2, 2), y, weights, inverse, out, 300, TOP_K=6, BLOCK=256)
+        c.close(out.view, _want(y, weights, inverse), label="top-6, blocks of 256 columns")
     with c.part():
         y, weights, inverse = _case(c, 3, 4, 8, torch.float16)
         y[inverse[0::4]], y[inverse[1::4]] = 2000.0, 0.37
@@ -343,7 +369,7 @@ def check_combine(c):
 
 def _case(c, tokens, top_k, dim, dtype=torch.float32):
     inverse = c.rand(tokens * top_k).argsort()
-    return c.randn(tokens * top_k, dim, dtype=dtype), c.rand(tokens, top_k), inverse
+    return c.randn(tokens * top_k, dim, dtype=dtype), 2 * c.randn(tokens, top_k), inverse
 
 
 def _want(y, weights, inverse):

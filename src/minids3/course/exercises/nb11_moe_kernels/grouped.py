@@ -213,11 +213,57 @@ def _gemm_no_return(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
+    expert = tl.load(map_ptr + 3 * tile)
+    first, end = tl.load(map_ptr + 3 * tile + 1), tl.load(map_ptr + 3 * tile + 2)
+    rows = first + tl.arange(0, BLOCK_M)
+    cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x_in = (rows < end)[:, None] & (k < K)[None, :]
+        w_in = (cols < N)[None, :] & (k < K)[:, None]
+        x = tl.load(x_ptr + rows[:, None] * K + k[None, :], mask=x_in, other=0.0)
+        w_at = w_ptr + (expert * N + cols[None, :]) * K + k[:, None]
+        w = tl.load(w_at, mask=w_in, other=0.0)
+        total = tl.dot(x, w, total, input_precision="ieee")
+    inside = (rows < end)[:, None] & (cols < N)[None, :]
+    tl.store(y_ptr + rows[:, None] * N + cols[None, :], total, mask=inside)
+
+
+def _gemm_row_of_nobody(
+    x_ptr, w_ptr, map_ptr, y_ptr, N, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
     expert = tl.maximum(tl.load(map_ptr + 3 * tile), 0)
     first, end = tl.load(map_ptr + 3 * tile + 1), tl.load(map_ptr + 3 * tile + 2)
     end = tl.maximum(end, first + 1)
     rows = first + tl.arange(0, BLOCK_M)
     cols = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x_in = (rows < end)[:, None] & (k < K)[None, :]
+        w_in = (cols < N)[None, :] & (k < K)[:, None]
+        x = tl.load(x_ptr + rows[:, None] * K + k[None, :], mask=x_in, other=0.0)
+        w_at = w_ptr + (expert * N + cols[None, :]) * K + k[:, None]
+        w = tl.load(w_at, mask=w_in, other=0.0)
+        total = tl.dot(x, w, total, input_precision="ieee")
+    inside = (rows < end)[:, None] & (cols < N)[None, :]
+    tl.store(y_ptr + rows[:, None] * N + cols[None, :], total, mask=inside)
+
+
+def _gemm_sizes_mixed(
+    x_ptr, w_ptr, map_ptr, y_ptr, N, K,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    expert = tl.load(map_ptr + 3 * tile)
+    if expert < 0:
+        return
+    first, end = tl.load(map_ptr + 3 * tile + 1), tl.load(map_ptr + 3 * tile + 2)
+    rows = first + tl.arange(0, BLOCK_M)
+    cols = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_N)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -340,8 +386,20 @@ def _gemm_outer(
         Mutant(
             "no_return",
             _gemm_no_return,
+            "A program without a tile has expert -1, and yours looked for its matrix before the "
+            "first. It has to return, or mask everything.",
+        ),
+        Mutant(
+            "row_of_nobody",
+            _gemm_row_of_nobody,
             "A program without a tile (expert -1) stored a row all the same. It has to return, or "
             "mask everything.",
+        ),
+        Mutant(
+            "sizes_mixed",
+            _gemm_sizes_mixed,
+            "Your columns start BLOCK_M apart. A tile has BLOCK_M rows and BLOCK_N columns, and "
+            "the two need not be equal.",
         ),
     ],
     alternatives=[
@@ -385,10 +443,11 @@ def check_grouped_gemm(c):
             c.launch((len(tiles), 1), x, w, tiles, y, 16, 40, BLOCK_M=block, BLOCK_N=16, BLOCK_K=16)
             c.close(y.view, _want(x, w, counts), label=name, atol=1e-4)
     with c.part():
-        x, w, y, tiles = _case(c, [0, 40, 9], 34, 33, 32)
-        sizes = {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32}
-        c.launch((len(tiles), 2), x, w, tiles, y, 34, 33, **sizes)
-        c.close(y.view, _want(x, w, [0, 40, 9]), label="blocks of 32 as well", atol=1e-4)
+        x, w, y, tiles = _case(c, [0, 40, 9], 70, 33, 32)
+        sizes = {"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_K": 16}
+        c.launch((len(tiles), 2), x, w, tiles, y, 70, 33, **sizes)
+        label = "tiles of 32 rows and 64 columns, 16 of K at a time"
+        c.close(y.view, _want(x, w, [0, 40, 9]), label=label, atol=1e-4)
 
 
 def _case(c, counts, n, k, block, dtype=torch.float32):

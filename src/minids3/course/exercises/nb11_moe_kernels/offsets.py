@@ -253,9 +253,13 @@ def check_offsets(c):
         c.equal(two[3], 2, label="two rows need two tiles at most, however many experts")
         c.equal(two[0], torch.tensor([1, 0]), label="and are sorted")
     with c.part():
+        got = c.call(torch.tensor([1, 0, 0, 0, 0, 1, 0]), 2, 3, returns=4)
+        c.equal(got[2], torch.tensor([2, 3]), label="tiles of three rows, no power of two")
+    with c.part():
         many = c.randint(0, 300, 900)
         big = c.call(many, 300, 16, returns=4)
         want = torch.tensor(sorted(range(900), key=lambda row: (int(many[row]), row)))
         c.equal(big[0], want, label="900 rows of 300 experts: order")
+        c.equal(big[3], 900 // 16 + 300, label="900 rows of 300 experts: programs")
         tiles = [len(range(0, int((many == e).sum()), 16)) for e in range(300)]
         c.equal(big[2], torch.tensor(tiles).cumsum(0), label="900 rows of 300 experts: tile_ends")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from minids3.course.exercises.nb09_fp8_gemm.common import rounded_well
 from minids3.course.registry import Alternative, Mutant, exercise
 from minids3.kernels.fp8 import encode_e4m3
 from minids3.kernels.language import tl
@@ -147,6 +148,58 @@ def _swiglu_half(x_ptr, q_ptr, scale_ptr, F, BLOCK: tl.constexpr):
     tl.store(scale_ptr + row * tl.cdiv(F, BLOCK) + tile, scale)
 
 
+def _swiglu_bf16(x_ptr, q_ptr, scale_ptr, F, BLOCK: tl.constexpr):
+    row, tile = tl.program_id(0), tl.program_id(1)
+    f = tile * BLOCK + tl.arange(0, BLOCK)
+    x_ptr += row * 2 * F
+    gate = tl.load(x_ptr + f, mask=f < F, other=0.0).to(tl.float32)
+    up = tl.load(x_ptr + F + f, mask=f < F, other=0.0).to(tl.float32)
+    h = (gate / (1 + tl.exp(-gate)) * up).to(tl.bfloat16).to(tl.float32)
+    largest = tl.max(tl.abs(h), 0)
+    scale = tl.where(largest > 0, largest / 448, 1.0)
+    tl.store(q_ptr + row * F + f, encode_e4m3(h / scale), mask=f < F)
+    tl.store(scale_ptr + row * tl.cdiv(F, BLOCK) + tile, scale)
+
+
+def _swiglu_ceil_off(x_ptr, q_ptr, scale_ptr, F, BLOCK: tl.constexpr):
+    row, tile = tl.program_id(0), tl.program_id(1)
+    f = tile * BLOCK + tl.arange(0, BLOCK)
+    x_ptr += row * 2 * F
+    gate = tl.load(x_ptr + f, mask=f < F, other=0.0).to(tl.float32)
+    up = tl.load(x_ptr + F + f, mask=f < F, other=0.0).to(tl.float32)
+    h = gate / (1 + tl.exp(-gate)) * up
+    largest = tl.max(tl.abs(h), 0)
+    scale = tl.where(largest > 0, largest / 448, 1.0)
+    tl.store(q_ptr + row * F + f, encode_e4m3(h / scale), mask=f < F)
+    tl.store(scale_ptr + row * ((F + BLOCK) // BLOCK) + tile, scale)
+
+
+def _flat_mask(x_ptr, q_ptr, scale_ptr, F, BLOCK: tl.constexpr):
+    row, tile = tl.program_id(0), tl.program_id(1)
+    f = tile * BLOCK + tl.arange(0, BLOCK)
+    x_ptr += row * 2 * F
+    gate = tl.load(x_ptr + f, mask=f < F, other=0.0).to(tl.float32)
+    up = tl.load(x_ptr + F + f, mask=f < F, other=0.0).to(tl.float32)
+    h = gate / (1 + tl.exp(-gate)) * up
+    largest = tl.max(tl.abs(h), 0)
+    scale = tl.where(largest > 0, largest / 448, 1.0)
+    tl.store(q_ptr + row * F + f, encode_e4m3(h / scale), mask=row * F + f < tl.num_programs(0) * F)
+    tl.store(scale_ptr + row * tl.cdiv(F, BLOCK) + tile, scale)
+
+
+def _eps_added(x_ptr, q_ptr, scale_ptr, F, BLOCK: tl.constexpr):
+    row, tile = tl.program_id(0), tl.program_id(1)
+    f = tile * BLOCK + tl.arange(0, BLOCK)
+    x_ptr += row * 2 * F
+    gate = tl.load(x_ptr + f, mask=f < F, other=0.0).to(tl.float32)
+    up = tl.load(x_ptr + F + f, mask=f < F, other=0.0).to(tl.float32)
+    h = gate / (1 + tl.exp(-gate)) * up
+    largest = tl.max(tl.abs(h), 0)
+    scale = tl.where(largest > 0, largest / 448, 1.0)
+    tl.store(q_ptr + row * F + f, encode_e4m3(h / (scale + 1e-8)), mask=f < F)
+    tl.store(scale_ptr + row * tl.cdiv(F, BLOCK) + tile, scale)
+
+
 def _swiglu_two_dims(x_ptr, q_ptr, scale_ptr, F, BLOCK: tl.constexpr):
     row, tile = tl.program_id(0), tl.program_id(1)
     lane, half = tl.arange(0, BLOCK), tl.arange(0, 2)
@@ -271,6 +324,30 @@ def _no_other(x_ptr, q_ptr, scale_ptr, F, BLOCK: tl.constexpr):
             "infinite. Stay in fp32.",
         ),
         Mutant(
+            "through_bf16",
+            _swiglu_bf16,
+            "You rounded h to BF16 before the eight bits: rounded twice, some codes are not the "
+            "nearest. Stay in fp32.",
+        ),
+        Mutant(
+            "ceil_off",
+            _swiglu_ceil_off,
+            "Where BLOCK divides F your rows of scales are one too long. Rounded up, F / BLOCK is "
+            "(F + BLOCK - 1) // BLOCK, or tl.cdiv.",
+        ),
+        Mutant(
+            "flat_mask",
+            _flat_mask,
+            "Your store's mask asks whether an address lies in q. Idle lanes do: they are the next "
+            "row's, and another program's. Mask the columns, f < F.",
+        ),
+        Mutant(
+            "eps_added",
+            _eps_added,
+            "You added something to the scale before you divided. A quiet tile's scale is smaller "
+            "than that, and its codes shrink: only zero needs another scale.",
+        ),
+        Mutant(
             "floor_under",
             _floor_under,
             "You put a floor under the largest magnitude, so that quiet tiles lose their "
@@ -299,7 +376,8 @@ def check_swiglu_quant(c):
     tiles = -(-f // block)
     with c.part():
         c.true(scale.written(), "every scale is written", "some still hold the poison")
-        c.close(scale.view, _scales(h, block), label="scale: largest |h| of the tile / 448")
+        want = _scales(h, block)
+        c.close(scale.view, want, label="scale: largest |h| of the tile / 448", rtol=1e-5, atol=0)
     with c.part():
         got = _read(q, scale.view, block)
         step = _scales(h, block).repeat_interleave(block, 1)[:, :f]
@@ -309,6 +387,8 @@ def check_swiglu_quant(c):
             "code * scale is h, within half a step of E4M3",
             "at some places it is further away",
         )
+        label = "codes: the nearest E4M3 numbers to h / scale"
+        c.true(_nearest(q, x, block), label, "some other code would be nearer")
     with c.part():
         label = "nothing is written outside of q and scale"
         c.true(q.untouched() and scale.untouched(), label, "the memory after one has changed")
@@ -319,19 +399,35 @@ def check_swiglu_quant(c):
         c.equal(scale.view[0], torch.ones(1), label="a tile of zeros has scale 1")
         c.equal(q.view[0] & 127, torch.zeros(block, dtype=torch.uint8), label="and codes 0")
     with c.part():
+        x = 3 * c.randn(3, 4 * block)
+        q, scale = _launched(c, x, block)
+        label = "F of two whole tiles: the scales"
+        c.close(scale.view, _scales(_swiglu(x), block), label=label, rtol=1e-5, atol=0)
+        good = _nearest(q, x, block) and q.untouched() and scale.untouched()
+        c.true(good, "and the codes", "some other code would be nearer, or the memory is not yours")
+    with c.part():
         x = 600 * torch.ones(1, 16).half()
         q, scale = _launched(c, x, 8)
         c.close(_read(q, scale.view, 8), _swiglu(x), label="fp16 inputs, products of 360,000")
+    with c.part():
+        x = (3 * c.randn(2, 2 * f)).half()
+        q, scale = _launched(c, x, block)
+        label = "uneven numbers of fp16, in fp32 from the load on: scales"
+        c.close(scale.view, _scales(_swiglu(x), block), label=label, rtol=1e-5, atol=0)
+        c.true(_nearest(q, x, block), "and their codes", "some other code would be nearer")
     with c.part():
         x = c.randn(2, 2)
         q, scale = _launched(c, x, 8)
         c.close(_read(q, scale.view, 8), _swiglu(x), label="a single column", rtol=1e-3)
     assert tiles == 3
-    with c.part():
-        x = c.randn(2, 2 * f) * 1e-4
-        q, scale = _launched(c, x, block)
-        label = "a quiet tile keeps its own scale, however small"
-        c.close(scale.view, _scales(_swiglu(x), block), label=label, rtol=1e-4, atol=0)
+    for factor, what in ((1e-4, "however small"), (1e-12, "even smaller")):
+        with c.part():
+            x = c.randn(2, 2 * f) * factor
+            q, scale = _launched(c, x, block)
+            label = f"a quiet tile keeps its own scale, {what}"
+            c.close(scale.view, _scales(_swiglu(x), block), label=label, rtol=1e-4, atol=0)
+            why = "some other code would be nearer"
+            c.true(_nearest(q, x, block), f"and its codes are as good, {what}", why)
     with c.part():
         x = c.randn(1, 2 * 70) * 2
         q, scale = _launched(c, x, 64)
@@ -350,6 +446,13 @@ def _launched(c, x, block, label=None):
 def _swiglu(x):
     gate, up = x.double().chunk(2, -1)
     return (torch.nn.functional.silu(gate) * up).float()
+
+
+def _nearest(q, x, block):
+    """Whether each code is as near to h / scale as any, but for fp32's own rounding."""
+    h = _swiglu(x)
+    spread = _scales(h, block).repeat_interleave(block, 1)[:, : h.shape[1]]
+    return rounded_well(q.view, h, torch.where(spread > 0, spread, 1.0))
 
 
 def _scales(h, block):

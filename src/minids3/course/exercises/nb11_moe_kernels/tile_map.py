@@ -44,7 +44,7 @@ def _map_no_mask(counts_ptr, map_ptr, n_experts, BLOCK: tl.constexpr, E_PAD: tl.
     start = tl.sum(tl.where(e < expert, counts, 0), 0)
     first = start + (tile - tl.sum(tl.where(e < expert, tiles, 0), 0)) * BLOCK
     end = start + tl.sum(tl.where(e == expert, counts, 0), 0)
-    found = expert < E_PAD
+    found = expert < n_experts
     tl.store(map_ptr + 3 * tile, tl.where(found, expert, -1))
     tl.store(map_ptr + 3 * tile + 1, tl.where(found, first, 0))
     tl.store(map_ptr + 3 * tile + 2, tl.where(found, end, 0))
@@ -133,6 +133,36 @@ def _map_full_tiles(counts_ptr, map_ptr, n_experts, BLOCK: tl.constexpr, E_PAD: 
     tl.store(map_ptr + 3 * tile, tl.where(found, expert, -1))
     tl.store(map_ptr + 3 * tile + 1, tl.where(found, first, 0))
     tl.store(map_ptr + 3 * tile + 2, tl.where(found, first + BLOCK, 0))
+
+
+def _map_clipped(counts_ptr, map_ptr, n_experts, BLOCK: tl.constexpr, E_PAD: tl.constexpr):
+    tile = tl.program_id(0)
+    e = tl.arange(0, E_PAD)
+    counts = tl.load(counts_ptr + e, mask=e < n_experts, other=0)
+    tiles = (counts + BLOCK - 1) // BLOCK
+    expert = tl.sum((tl.cumsum(tiles, 0) <= tile).to(tl.int32), 0)
+    start = tl.sum(tl.where(e < expert, counts, 0), 0)
+    first = start + (tile - tl.sum(tl.where(e < expert, tiles, 0), 0)) * BLOCK
+    end = start + tl.sum(tl.where(e == expert, counts, 0), 0)
+    found = expert < n_experts
+    tl.store(map_ptr + 3 * tile, tl.where(found, expert, -1))
+    tl.store(map_ptr + 3 * tile + 1, tl.where(found, first, 0))
+    tl.store(map_ptr + 3 * tile + 2, tl.where(found, tl.minimum(first + BLOCK, end), 0))
+
+
+def _map_no_other(counts_ptr, map_ptr, n_experts, BLOCK: tl.constexpr, E_PAD: tl.constexpr):
+    tile = tl.program_id(0)
+    e = tl.arange(0, E_PAD)
+    counts = tl.load(counts_ptr + e, mask=e < n_experts)
+    tiles = (counts + BLOCK - 1) // BLOCK
+    expert = tl.sum((tl.cumsum(tiles, 0) <= tile).to(tl.int32), 0)
+    start = tl.sum(tl.where(e < expert, counts, 0), 0)
+    first = start + (tile - tl.sum(tl.where(e < expert, tiles, 0), 0)) * BLOCK
+    end = start + tl.sum(tl.where(e == expert, counts, 0), 0)
+    found = expert < n_experts
+    tl.store(map_ptr + 3 * tile, tl.where(found, expert, -1))
+    tl.store(map_ptr + 3 * tile + 1, tl.where(found, first, 0))
+    tl.store(map_ptr + 3 * tile + 2, tl.where(found, end, 0))
 
 
 def _map_last_repeats(counts_ptr, map_ptr, n_experts, BLOCK: tl.constexpr, E_PAD: tl.constexpr):
@@ -245,6 +275,18 @@ def _map_mine(counts_ptr, map_ptr, n_experts, BLOCK: tl.constexpr, E_PAD: tl.con
             "tile has to stop there.",
         ),
         Mutant(
+            "clipped_end",
+            _map_clipped,
+            "You wrote where the tile ends. Asked for is where its expert's rows end, which is the "
+            "same for all of the expert's tiles.",
+        ),
+        Mutant(
+            "no_other",
+            _map_no_other,
+            "The lanes that the mask leaves out are undefined, and they enter the running sum. Say "
+            "other=0.",
+        ),
+        Mutant(
             "last_repeats",
             _map_last_repeats,
             "Programs without a tile think that they are the last expert's. They get -1, 0, 0.",
@@ -258,7 +300,7 @@ def _map_mine(counts_ptr, map_ptr, n_experts, BLOCK: tl.constexpr, E_PAD: tl.con
 def check_tile_map(c):
     """Maps written down by a loop: ragged and full tiles, empty experts, surplus programs."""
     block = c.choice([4, 8])
-    n_experts = c.size(5, 7)
+    n_experts = c.size(5, 6)
     ragged = [c.size(1, block - 1) + block * c.size(0, 2) for _ in range(n_experts)]
     ragged[1] = ragged[-1] = 0
     ragged[2] = 2 * block
@@ -273,6 +315,8 @@ def check_tile_map(c):
         _part(c, [2 * block + 1], block, 2, "a single expert")
     with c.part():
         _part(c, [33333, 0, 5], 2048, 4, "tens of thousands of rows")
+    with c.part():
+        _part(c, [c.size(0, 9) for _ in range(11)] + [3], 8, 16, "twelve experts in 16 lanes")
 
 
 def _part(c, counts, block, pad, name, label=None):
