@@ -482,16 +482,7 @@ def check_edges(c):
 
 def _close(c, y, want, label):
     size = want[want.isfinite()].abs().mean().item()
-    same = torch.allclose(y.view.double(), want, rtol=1e-4, atol=3e-5 * size, equal_nan=True)
-    c.true(same, label, _first(y.view.double(), want, size))
-
-
-def _first(got, want, size):
-    wrong = ~torch.isclose(got, want, rtol=1e-4, atol=3e-5 * size, equal_nan=True)
-    if not bool(wrong.any()):
-        return ""
-    i, j = wrong.nonzero()[0].tolist()
-    return f"at [{i}, {j}] it is {got[i, j]:.4g}, expected {want[i, j]:.4g}"
+    c.close(y.view, want.float(), label=label, rtol=1e-4, atol=3e-5 * size)
 
 
 def _run(c, a, b, label=None, bm=32, bn=32):
