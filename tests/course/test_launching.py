@@ -185,7 +185,7 @@ def test_atomic_operations_share_and_a_grid_of_two_axes_is_told_by_both():
     launch(shares, (3,), (x, out, 4), {"BLOCK": 4})
     assert out.tolist() == [3.0, 0.0, 0.0, 0.0]
     launch(in_a_plane, (1, 3), (x, out, 4), {"BLOCK": 4})
-    with pytest.raises(MemoryFault, match=r"programs \(0, 1\) and \(1, 1\) both write element 0"):
+    with pytest.raises(MemoryFault, match=r"programs \(0, 0\) and \(1, 0\) both write element 0"):
         launch(in_a_plane, (2, 2), (x, out, 4), {"BLOCK": 4})
 
 
