@@ -1044,8 +1044,10 @@ viz.play(tiles_and_waste, n=(1, 128, 1), block=[4, 8, 16, 32, 64])
 # - The interpreter runs programs in order, one at a time. Two programs that
 #   write to the same place never collide in it; on a GPU they do. A check
 #   notes which program wrote what and tells you; your other cells do not.
-# - The interpreter rounds to BF16 by cutting off. The checks use FP32 and
-#   FP16 for that reason.
+# - The interpreter keeps BF16 as 16 bits: it rounds by cutting off, and adds
+#   and multiplies the bits (Triton's issue 11584; for `tl.dot` the library
+#   mends it). So the checks use FP32 and FP16. In a kernel, convert to FP32
+#   before you compute: on a GPU that is the better habit, too.
 # - PTX is not the last word: another assembler turns it into machine
 #   code. Registers and spills above are from that step, for the versions
 #   installed here.

@@ -78,7 +78,11 @@ def _choose_cache() -> None:
 
 
 def _mend_products() -> None:
-    """Let the interpreter multiply BF16: it keeps them as 16-bit integers, and took these."""
+    """Let the interpreter multiply matrices of BF16.
+
+    It keeps them as 16-bit integers and multiplies these (Triton's issue 11584, closed as not
+    supported). Sums and products of single BF16 numbers stay wrong in it.
+    """
     from triton.runtime.interpreter import TensorHandle, interpreter_builder
 
     original = type(interpreter_builder).create_dot

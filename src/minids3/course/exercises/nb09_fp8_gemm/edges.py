@@ -464,14 +464,15 @@ def check_edges(c):
         label = "nothing is written outside of y"
         c.true(y.untouched(), label, "the memory next to y has changed")
     with c.part():
+        a, b = quantize_ref(uneven(c, 7, 130)), quantize_ref(uneven(c, 12, 130), WEIGHT_BLOCK)
         b[0].view(torch.uint8)[9, 0] = NAN_CODE
         a[0].view(torch.uint8)[5, 0] = NAN_CODE
         label = "a NaN that begins row 5 of a or row 9 of b spoils that row or column, no other"
-        _close(c, _run(c, a, b, bn=64), product(a, b, WEIGHT_BLOCK), label)
+        _close(c, _run(c, a, b), product(a, b, WEIGHT_BLOCK), label)
     for m, n, k in ((1, 1, 1), (33, 7, 128), (5, 130, 127), (32, 32, 256)):
         with c.part():
             a, b = quantize_ref(uneven(c, m, k)), quantize_ref(uneven(c, n, k), WEIGHT_BLOCK)
-            y, label = _run(c, a, b), f"M, N, K = {m}, {n}, {k}"
+            y, label = _run(c, a, b, bn=64 if n > 64 else 32), f"M, N, K = {m}, {n}, {k}"
             c.true(y.untouched(), f"{label}: nothing outside", "the memory next to y has changed")
             _close(c, y, product(a, b, WEIGHT_BLOCK), f"{label}: right")
     with c.part():

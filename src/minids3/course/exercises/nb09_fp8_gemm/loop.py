@@ -405,7 +405,7 @@ def check_loop(c):
     m, n, k = 64, 256, 128 * c.size(2, 3)
     a = quantize_ref(uneven(c, m, k) * 100)
     b = quantize_ref(uneven(c, n, k) * 100, WEIGHT_BLOCK)
-    y = _run(c, a, b, label=f"runs on a {[m, k]} and b {[n, k]}, tiles of 32 x 32")
+    y = _run(c, a, b, label=f"runs on a {[m, k]} and b {[n, k]}, tiles of 32 x 64")
     want = product(a, b, WEIGHT_BLOCK)
     with c.part():
         c.true(y.written(), "every element of y is written", "some still hold the poison")
@@ -424,13 +424,13 @@ def check_loop(c):
         c.close(y.view.double(), want, label=label, rtol=1e-5, atol=1e-5)
     with c.part():
         a, b = quantize_ref(uneven(c, 32, 128)), quantize_ref(uneven(c, 256, 128), WEIGHT_BLOCK)
-        y = _run(c, a, b, bm=16, bn=64)
+        y = _run(c, a, b, bm=16, bn=32)
         want = product(a, b, WEIGHT_BLOCK)
         near = {"rtol": 1e-4, "atol": 3e-5 * want.abs().mean().item()}
-        c.close(y.view.double(), want, label="tiles of 16 x 64 as well", **near)
+        c.close(y.view.double(), want, label="tiles of 16 x 32 as well", **near)
 
 
-def _run(c, a, b, label=None, bm=32, bn=32):
+def _run(c, a, b, label=None, bm=32, bn=64):
     (m, k), n = a[0].shape, len(b[0])
     y = c.guarded(m, n)
     sizes = {"BLOCK_M": bm, "BLOCK_N": bn}
