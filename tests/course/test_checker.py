@@ -202,6 +202,8 @@ def test_large_numbers_that_cancel_are_known_less_well():
     assert resembles(large, large + torch.tensor([0, 0, 8.0, 0]), 1e-4, 1e-6)
     assert not resembles(large, large + torch.tensor([0, 0, 800.0, 0]), 1e-4, 1e-6)
     assert not resembles(large / 1e6, large / 1e6 + torch.tensor([0, 0, 8e-6, 0]), 1e-4, 1e-6)
+    codes = large.clamp(-448, 448).to(torch.float8_e4m3fn)
+    assert resembles(codes, codes.clone(), 1e-4, 1e-6)
 
 
 def test_a_known_mistake_is_told_whatever_its_dtype():

@@ -242,7 +242,7 @@ def resembles(a: Any, b: Any, rtol: float, atol: float) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if {a.dtype, b.dtype} == {torch.int64, torch.float64}:
             a, b = a.double(), b.double()
-        if b.is_floating_point() and (mean := _mean(b)) > _LARGE:
+        if b.dtype in (torch.float32, torch.float64) and (mean := _mean(b)) > _LARGE:
             atol = max(atol, 3e-5 * mean)
     elif {type(a), type(b)} == {int, float} and max(abs(a), abs(b)) < 2**53:
         a, b = float(a), float(b)
