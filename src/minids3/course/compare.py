@@ -23,7 +23,7 @@ __all__ = [
     "unchanged",
 ]
 
-_LARGE = 100.0  # from this mean on
+_LARGE = 100.0  # from this median on
 
 
 def shape_text(shape: Sequence[int]) -> str:
@@ -219,10 +219,10 @@ def _form(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _mean(t: Tensor) -> float:
-    """The mean magnitude of what is finite."""
+def _usual(t: Tensor) -> float:
+    """The median magnitude of what is finite."""
     finite = t[t.isfinite()]
-    return finite.abs().mean().item() if finite.numel() else 0.0
+    return finite.abs().median().item() if finite.numel() else 0.0
 
 
 def resembles(a: Any, b: Any, rtol: float, atol: float) -> bool:
@@ -231,7 +231,7 @@ def resembles(a: Any, b: Any, rtol: float, atol: float) -> bool:
     The form is fp32, fp64 or integers; an array, a tensor or a number; a list or a tuple; a dict in
     any order. Whole numbers are compared exactly. Booleans, and dtypes that round more, are only
     like themselves. Where numbers are large, what is left of those that cancel is known less well:
-    there the absolute tolerance grows with their mean.
+    there the absolute tolerance grows with their median.
     """
     a, b = _form(a), _form(b)
     if isinstance(a, list) and isinstance(b, list):
@@ -242,8 +242,8 @@ def resembles(a: Any, b: Any, rtol: float, atol: float) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if {a.dtype, b.dtype} == {torch.int64, torch.float64}:
             a, b = a.double(), b.double()
-        if b.dtype in (torch.float32, torch.float64) and (mean := _mean(b)) > _LARGE:
-            atol = max(atol, 3e-5 * mean)
+        if b.dtype in (torch.float32, torch.float64) and (usual := _usual(b)) > _LARGE:
+            atol = max(atol, 3e-5 * usual)
     elif {type(a), type(b)} == {int, float} and max(abs(a), abs(b)) < 2**53:
         a, b = float(a), float(b)
     return same(a, b, rtol, atol)
