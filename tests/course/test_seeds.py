@@ -37,6 +37,7 @@ def test_many_seeds_do_not_fill_the_memory(monkeypatch):
         ("fp8-dgrad", 118),
         ("serve-merge", 632),
         ("serve-decode", 306),
+        ("moe-swiglu-quant", 100),
     ],
 )
 def test_seeds_that_once_cost_a_class_its_points(id, seed):

@@ -41,12 +41,16 @@ def product(a, b, block):
     return dequantize_ref(*a).double() @ dequantize_ref(*b, block).double().T
 
 
-def rounded_well(codes, x, scale):
-    """Whether each code is the nearest to x / scale, or as near as another; all in fp64."""
+def rounded_well(codes, x, scale, slack=0.0):
+    """Whether each code is the nearest to x / scale, or as near as another; all in fp64.
+
+    ``slack``: how far off x may have been computed, of its shape or a number.
+    """
     table = numbers(torch.arange(127)).sort().values  # 0 .. 448
     target = (x.double() / scale.double()).abs().clamp(max=448.0)
     above = torch.searchsorted(table, target.contiguous()).clamp(1, len(table) - 1)
     best = torch.minimum(target - table[above - 1], table[above] - target).abs()
     got = numbers(codes)
     signs = (got == 0) | ((got < 0) == (x < 0))
-    return bool((signs & ((got.abs() - target).abs() <= best + 1e-5 * target)).all())
+    allowed = best + 1e-5 * target + slack / scale.double()
+    return bool((signs & ((got.abs() - target).abs() <= allowed)).all())
