@@ -967,7 +967,8 @@ for name, n in V3.items():
     ax.plot(n, share, "o", color=viz.COLORS["ours"])
     ax.annotate(f"{name}: {n}", (n, share), (6, 7), fontsize=8,
                 textcoords="offset points", ha="right" if n > 7000
-                else "left")
+                else "left", bbox={"fc": ax.get_facecolor(), "ec": "none",
+                                   "pad": 0.5})
 ax.set(xlabel="numbers in a row", ylabel="idle lanes (%)", ylim=(-3, 58),
        xlim=(0, 8400))
 viz.show(fig, dpi=88, alt="Share of idle lanes by row width, a saw between "
