@@ -68,6 +68,7 @@ class Program:
     problems: tuple[str, ...] = ()
     human: str = ""  # why a person has to judge it, such as a newer Python's syntax; "" if none
     points: float = -1.0  # what the notebook says it is worth; below 0: what the exercise says
+    wider: Program | None = None  # with what changes a variable by a call: tried if this one fails
 
     @property
     def code(self) -> str:
@@ -171,6 +172,7 @@ class SubmissionResult:
     error: str = ""  # a fault of the grader's own that stopped everything
     key: str = ""  # fingerprint of submission, notebook, grader and seed: when to grade again
     id: str = ""  # the platform's number of the student
+    platform: str = ""  # whose number that is; "" if nobody knows
     look: list[str] = field(default_factory=list)  # what a human has to decide about the file
     comment: str = ""  # of the person who decided, on the whole of it
 

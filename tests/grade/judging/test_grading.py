@@ -138,6 +138,64 @@ def test_a_newer_python_s_answer_is_no_zero_but_for_a_human(grader):
     assert got.max_points == get("mla-choose").points
 
 
+def test_future_imports_hold_for_later_cells(grader):
+    code = source_of("mla-choose").replace("def count_macs(", "def count_macs(first: Unknown, ", 1)
+    code += "\ninner = count_macs\ndef count_macs(*a: Unknown):\n    return inner(None, *a)\n"
+    assert grade(grader, "mla-choose", code).points == 0
+    got = grade(grader, "mla-choose", code, helpers=["from __future__ import annotations"])
+    assert got.status == "passed", got.notes
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from google.colab import drive\ndrive.mount('/content/drive')",
+        "import google.colab.files as files\nfiles.upload()",
+        "from google.colab import userdata\nuserdata.get('TOKEN')",
+        "from google.colab.patches import cv2_imshow",
+        "from google.colab import output\noutput.no_vertical_scroll.at_all()",
+    ],
+)
+def test_what_colab_writes_does_nothing(grader, first):
+    got = grade(grader, "mla-choose", f"{first}\n{source_of('mla-choose')}")
+    assert got.status == "passed", got.notes
+
+
+@pytest.mark.parametrize("where", ["above", "inside", "helper"])
+def test_a_package_that_is_not_here_is_no_zero_but_for_a_human(grader, where):
+    code, helpers, line = source_of("mla-choose"), [], "import not_installed_here.part as n"
+    if where == "above":
+        code = f"{line}\n{code}"
+    elif where == "inside":
+        code += f"\ninner = count_macs\ndef count_macs(*a):\n    {line}\n    return inner(*a)\n"
+    else:
+        code = f"{code}\ninner = count_macs\ndef count_macs(*a):\n    return n.f(inner(*a))\n"
+        helpers = [line]
+    got = grade(grader, "mla-choose", code, helpers=helpers)
+    assert (got.status, got.points) == ("needs a human", 0)
+    assert "not_installed_here" in got.notes[0]
+
+
+def test_a_package_that_nobody_imports_is_a_zero(grader):
+    code = "def count_macs(*a):\n    raise ModuleNotFoundError('No module named einops')"
+    assert grade(grader, "mla-choose", code).status == "failed"
+    code = "try:\n    import not_installed_here\nexcept ImportError:\n    pass\n"
+    assert grade(grader, "mla-choose", code + source_of("mla-choose")).status == "passed"
+
+
+def test_what_a_call_has_changed_counts_where_the_answer_needs_it(grader, pristine, solved):
+    own = source_of("mla-choose").replace("def count_macs(", "def inner(", 1)
+    for c in solved["cells"]:
+        if c.get("id") == "answer-mla-choose":
+            c["source"] = f"{own}\ndef count_macs(*a):\n    return T['f'](inner, *a)\n"
+            at = solved["cells"].index(c)
+    helper = "T = {}\ndef fill(d):\n    d['f'] = lambda f, *a: f(*a)\nfill(T)\n"
+    new = {"cell_type": "code", "metadata": {}, "source": helper, "outputs": [], "id": "mine"}
+    solved["cells"].insert(at, new)
+    got = grader.submission(merge(pristine, solved), seed=3)
+    assert [e.status for e in got.exercises] == ["passed"] * len(got.exercises)
+
+
 def test_a_call_that_kills_the_process_costs_its_own_items_only(grader):
     code = f"import os\n{source_of('bpe-merge')}\nright = merge_pair\n"
     code += "def merge_pair(ids, *a):\n    return right(ids, *a) if ids else os._exit(1)\n"

@@ -7,6 +7,7 @@ import pytest
 
 from minids3.grade.submissions.merge import merge
 from minids3.grade.submissions.pristine import Pristine
+from minids3.grade.submissions.slices import python_of
 
 IDS = ["mla-compress", "mla-naive", "mla-cache-size", "mla-absorb", "mla-choose", "mla-intensity"]
 
@@ -200,6 +201,63 @@ def test_a_table_that_is_filled_later_is_kept_whole(pristine, solved):
     assert run(merge(pristine, solved)["mla-choose"])(4) == 17
 
 
+# How a helper cell may change by a call what the answer uses, and what the answer makes of it.
+CALLS = {
+    "a function that fills": ("def fill(d):\n    d[3] = 9\nT = {}\nfill(T)", "T[3]"),
+    "a function with a global": ("def init():\n    global P\n    P = 9\ninit()", "P"),
+    "a decorator": ("T = {}\ndef keep(f):\n    T[3] = f\n    return f\n"
+                    "@keep\ndef nine():\n    return 9", "T[3]()"),
+    "a function of a module": ("import heapq\nT = []\nheapq.heappush(T, 9)", "T[0]"),
+    "out=": ("import numpy as np\nT = np.zeros(1)\nnp.add(T, 9, out=T)", "T[0]"),
+    "an attribute": ("def f():\n    pass\nsetattr(f, 'nine', 9)", "f.nine"),
+    "a comprehension": ("T = []\n[T.append(i) for i in [9]]", "T[0]"),
+    "a method's value kept": ("T = {}\n_ = T.setdefault(3, 9)", "T[3]"),
+    "a function of a function": ("T = []\ndef g():\n    T.append(9)\nh = lambda: g()\nh()",
+                                 "T[0]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_call_that_changes_what_the_answer_uses_is_tried(pristine, solved, kind):
+    helper, value = CALLS[kind]
+    cell(solved, "answer-mla-choose")["source"] = (
+        f"# EXERCISE mla-choose\ndef count_macs(*a):\n    return {value}\n"
+    )
+    solved["cells"].insert(place(solved, "answer-mla-choose"), code(helper, id="mine"))
+    assert run(merge(pristine, solved)["mla-choose"].wider)(1) == 9
+
+
+def test_a_call_that_only_tries_a_function_is_not(pristine, solved):
+    cell(solved, "answer-mla-choose")["source"] = USES
+    trial = f"{HELPER}\nprint(twice(3))\nfor i in range(9):\n    losses = [twice(i)]\n"
+    solved["cells"].insert(place(solved, "answer-mla-choose"), code(trial, id="mine"))
+    program = merge(pristine, solved)["mla-choose"]
+    assert "losses" not in program.code
+    assert run(program)(21)[0] == 42
+
+
+@pytest.mark.parametrize("mark", ["\f", "\u2028", "\u2029", "\x85", "\x1c", "\v"])
+@pytest.mark.parametrize("where", ["answer", "check below", "helper", "magic"])
+def test_what_ends_a_line_for_others_ends_none_of_python_s(pristine, solved, mark, where):
+    said = f"    # pasted{mark}from a page\n"
+    answer = f"# EXERCISE mla-choose\ndef count_macs(*a):\n{said}    return nine()\n"
+    helper = f"def nine():\n{said}    return 9\n"
+    if where == "check below":
+        answer += "count_macs = check('mla-choose', count_macs)\n"
+    if where == "magic":
+        answer = f"%time x = 3\n{answer}"
+    cell(solved, "answer-mla-choose")["source"] = answer
+    source = f"y = 3\n{helper}z = nine()\n" if where == "helper" else helper.replace(said, "")
+    solved["cells"].insert(place(solved, "answer-mla-choose"), code(source, id="mine"))
+    assert run(merge(pristine, solved)["mla-choose"])(1) == 9
+
+
+def test_a_future_import_of_an_earlier_cell_comes_along(pristine, solved):
+    solved["cells"].insert(1, code("from __future__ import annotations\nimport this", id="mine"))
+    program = merge(pristine, solved)["mla-choose"]
+    assert program.pieces[0].code == "from __future__ import annotations"
+
+
 def test_names_looked_up_by_string_keep_every_helper(pristine, solved):
     cell(solved, "answer-mla-choose")["source"] = (
         "# EXERCISE mla-choose\ndef count_macs(*a):\n    return globals()['hid' + 'den'](a)\n"
@@ -271,6 +329,19 @@ MAGIC = (
 def test_magics_do_no_harm(pristine, solved, source):
     cell(solved, "answer-mla-choose")["source"] = source
     assert run(merge(pristine, solved)["mla-choose"])() == 7
+
+
+@pytest.mark.parametrize(
+    "magic", ["memit", "mprun -f f", "snakeviz", "wandb", "mypy", "timeit -n 1"]
+)
+def test_a_magic_that_watches_its_cell_leaves_it_python(pristine, solved, magic):
+    cell(solved, "answer-mla-choose")["source"] = f"%%{magic}\n{MAGIC.partition(chr(10))[2]}"
+    assert run(merge(pristine, solved)["mla-choose"])() == 7
+
+
+@pytest.mark.parametrize("magic", ["bash", "script python", "html", "python3", "R", "unknown"])
+def test_a_cell_in_another_language_is_none(magic):
+    assert python_of(f"%%{magic}\necho this is 'not Python") == ""
 
 
 def test_broken_python_is_an_answer_that_fails_alone(pristine, solved):

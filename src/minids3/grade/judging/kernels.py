@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from minids3.course.names import names_of
 from minids3.grade.judging.shortcuts import chain, imports
+from minids3.grade.lines import lines_of
 from minids3.grade.process.tripwire import resolve
 
 __all__ = ["definitions", "strangers"]
@@ -70,7 +71,7 @@ def definitions(code: str) -> str:
     body = _parse(code)
     if not body:
         return code  # running it tells why it is no Python
-    lines = code.splitlines()
+    lines = lines_of(code)
     kept: set[int] = set()
     for node in body:
         if _defines(node):

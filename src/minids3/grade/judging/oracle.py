@@ -39,6 +39,7 @@ class Remote(Child):
         super().__init__(zygote, load)
         self._ids = itertools.count(1)
         self.run = self.arg_names = None  # what says "a Triton kernel" to the checker
+        self.raised: set[str] = set()  # names of the exceptions
 
     def seed(self, value: int) -> None:
         """Seed the child's random numbers; starts it where needed, and never raises."""
@@ -59,6 +60,7 @@ class Remote(Child):
             raise TypeError(f"{name} is a {self._kind}, not a function")
         reply = self.ask(message, self._limits.call_seconds)
         if "raised" in reply:
+            self.raised.add(str(reply["raised"])[:60])
             raise rebuilt(reply, "of your function" if reply.get("first") else "of your cell")
         return reply
 

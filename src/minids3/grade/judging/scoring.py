@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +16,9 @@ from minids3.grade.judging import shortcuts
 from minids3.grade.judging.oracle import Remote
 from minids3.grade.private import PrivateCheck
 from minids3.grade.records import LOOK, ExerciseResult, ItemResult, Program
+from minids3.grade.submissions.slices import packages
 
-__all__ = ["Run", "fault", "judge", "score", "told", "untouched"]
+__all__ = ["Run", "absent", "fault", "judge", "score", "told", "untouched"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,22 @@ def told(remote: Remote, program: Program) -> list[str]:
             what = f"{str(said.get('raised'))[:60]}: {str(said.get('text'))[:160]}"
             lines.append(f"{piece.cell or piece.kind} raised {what}")
     return lines
+
+
+def absent(remote: Remote, own: Iterable[str]) -> str:
+    """Say which packages an answer failed for that are not installed here, or return ""."""
+    raised = remote.raised | {str(f.get("raised")) for f in remote.failed}
+    if "ModuleNotFoundError" not in raised:
+        return ""
+    lost = sorted(n for n in packages(own) - set(sys.stdlib_module_names) if _unknown(n))
+    return f"imports {', '.join(lost[:5])}, not installed where it was graded" if lost else ""
+
+
+def _unknown(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is None
+    except (ImportError, ValueError):
+        return True
 
 
 def judge(

@@ -1,6 +1,7 @@
 """Inside the sandbox: execute cells, call the student's function, answer in plain data."""
 
 from __future__ import annotations
+import __future__
 
 import ast
 import asyncio
@@ -19,11 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minids3.grade.lines import lines_of
 from minids3.grade.process import replay, tripwire, wire
 
 __all__ = ["execute", "serve", "warm_up"]
 
 _PRINTED = 4000
+_FUTURE = 0
+for _name in __future__.all_feature_names:
+    _FUTURE |= getattr(__future__, _name).compiler_flag
 _BUILTIN = {
     name: value for name, value in vars(__import__("builtins")).items()
     if isinstance(value, type) and issubclass(value, BaseException)
@@ -55,18 +60,23 @@ class _Shell:
         return lambda *args, **kwargs: None
 
 
-def execute(code: str, name: str, namespace: dict[str, Any]) -> None:
+def execute(code: str, name: str, namespace: dict[str, Any], future: int = 0) -> int:
     """Execute one cell; its source can be shown in a traceback, and be read by Triton.
 
-    As in a notebook, ``await`` may stand at the top level.
+    As in a notebook, ``await`` may stand at the top level, and ``from __future__ import`` holds for
+    later cells: ``future`` are the compiler's flags that earlier ones have set.
+
+    Returns:
+        The flags for the next cell.
     """
-    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
-    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    linecache.cache[name] = (len(code), None, [f"{line}\n" for line in lines_of(code)], name)
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | future
     compiled = compile(code, name, "exec", flags=flags, dont_inherit=True)
     if compiled.co_flags & inspect.CO_COROUTINE:
         asyncio.run(eval(compiled, namespace))
     else:
         exec(compiled, namespace)
+    return future | (compiled.co_flags & _FUTURE)
 
 
 def _kernel_types() -> tuple[type, ...]:
@@ -121,14 +131,14 @@ class _Server:
         shell = _Shell(self.namespace)
         self.namespace.update(get_ipython=lambda: shell, display=lambda *a, **k: None)
         sys.argv = ["notebook"]
-        failed = []
+        failed, future = [], 0
         self._seed(m["seed"])
         for i, piece in enumerate(m["pieces"]):
             name = f"<{piece['kind']} {i + 1}>"
             if piece["kind"] == "answer":
                 self.cell = name
             try:
-                execute(piece["code"], name, self.namespace)
+                future = execute(piece["code"], name, self.namespace, future)
             except BaseException as error:
                 failed.append({"piece": i, "line": _line(error, name), **_told(error)})
         self.fn = self.namespace.get(m["name"])

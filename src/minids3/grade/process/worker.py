@@ -50,6 +50,45 @@ def _stand_in() -> None:
     sys.modules["minids3.course"] = course
 
 
+class _Nothing:
+    """What a function of Colab's is here: it may be called, and does nothing."""
+
+    def __call__(self, *_: Any, **__: Any) -> None:
+        return None
+
+    def __getattr__(self, name: str) -> _Nothing:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+
+class _Colab(types.ModuleType):
+    """A module of Colab's, such as ``google.colab.drive``."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Nothing()
+
+
+_COLAB = "auth data_table drive files output patches runtime snippets userdata widgets"
+
+
+def _stand_in_for_colab() -> None:
+    """Let cells import ``google.colab``, as they let ``%`` lines stand: it does nothing here."""
+    if "google" not in sys.modules:
+        with contextlib.suppress(ImportError):
+            import google  # noqa: F401  # a namespace that other packages may share
+    google_ = sys.modules.setdefault("google", types.ModuleType("google"))
+    colab = _Colab("google.colab")
+    colab.__path__ = []
+    google_.colab = colab  # type: ignore[attr-defined]
+    sys.modules["google.colab"] = colab
+    for name in _COLAB.split():
+        sys.modules[f"google.colab.{name}"] = module = _Colab(f"google.colab.{name}")
+        setattr(colab, name, module)
+
+
 def import_package(kernels: bool) -> None:
     """Import the library's modules that cells may import; one that is broken is left out."""
     import minids3
@@ -72,6 +111,7 @@ def import_package(kernels: bool) -> None:
 def _import_everything(kernels: bool) -> None:
     """Import what cells may import; afterwards the package's files need not be readable."""
     _stand_in()
+    _stand_in_for_colab()
     with contextlib.suppress(ImportError):
         import matplotlib.pyplot  # noqa: F401
     with contextlib.suppress(ImportError):

@@ -226,7 +226,33 @@ def _program(
     ]
     units.sort(key=lambda u: u.where)
     mine = {n for n, u in enumerate(units) if u.piece == "helper"}
-    picked, names = needed([u.statement for u in units], _needs(answer, spec), mine)
+    pool = [u.statement for u in units]
+    wanted = _needs(answer, spec)
+
+    def program(picked: set[int], names: set[str]) -> Program:
+        why = next((lost[name] for name in sorted({*names, spec.name}) if name in lost), "")
+        return Program(
+            spec.exercise,
+            spec.name,
+            _pieces(units, picked, answer, spec),
+            tuple(
+                e.exercise for e in pristine.exercises if e.number < spec.number and e.name in names
+            ),
+            state,
+            how,
+            tuple(notes),
+            why,
+            worth,
+        )
+
+    picked, names = needed(pool, wanted, mine)
+    more, all_names = needed(pool, wanted, mine, calls=True)
+    found = program(picked, names)
+    return found if more == picked else replace(found, wider=program(more, all_names))
+
+
+def _pieces(units: list[_Unit], picked: set[int], answer: Own, spec: Given) -> tuple[Piece, ...]:
+    """Return the picked statements, cell by cell, with the answer's cell where it stands."""
     before: list[Piece] = []
     after: list[Piece] = []
     for n in sorted(picked):
@@ -236,12 +262,7 @@ def _program(
             side[-1] = Piece(u.piece, f"{side[-1].code}\n{u.statement.text}", u.label)
         else:
             side.append(Piece(u.piece, u.statement.text, u.label))
-    pieces = (*before, Piece("answer", quiet(answer.code), answer.cell.label), *after)
-    earlier = tuple(
-        e.exercise for e in pristine.exercises if e.number < spec.number and e.name in names
-    )
-    why = next((lost[name] for name in sorted({*names, spec.name}) if name in lost), "")
-    return Program(spec.exercise, spec.name, pieces, earlier, state, how, tuple(notes), why, worth)
+    return (*before, Piece("answer", quiet(answer.code), answer.cell.label), *after)
 
 
 def _needs(answer: Own, spec: Given) -> set[str]:

@@ -16,15 +16,28 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from minids3.course.names import names_of
+from minids3.grade.lines import lines_of
 
-__all__ = ["Statement", "dump", "needed", "newer", "python_of", "quiet", "statements"]
+__all__ = [
+    "Statement",
+    "dump",
+    "needed",
+    "newer",
+    "packages",
+    "python_of",
+    "quiet",
+    "statements",
+]
 
 _BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
 _COURSE = {"check", "hint", "progress", "setup"}  # calls that only talk to the reader
 _BY_STRING = {"globals", "eval", "exec", "vars", "locals"}
 _MODULES = {"torch", "F", "np", "math", "plt", "random", "nn"}  # calls of theirs change no name,
 _SETTINGS = ("manual_seed", "seed", "set_", "use_")  # but for these
-_BODY_MAGICS = {"time", "timeit", "capture", "prun"}  # their cell is Python
+_ELSEWHERE = re.compile(  # cell magics whose cell does not run in the notebook's own Python
+    r"!|bash|cmd|script|sh|sx|system|python[23]?|pypy|perl|ruby|R|julia|rust|cython|writefile|file"
+    r"|HTML|html|SVG|svg|javascript|js|latex|markdown|sql|bigquery"
+)
 _LINE_MAGIC = re.compile(r"^([ \t]*)[%!?].*$", re.MULTILINE)
 _MANY = 60
 _LONG_LINE = 10_000  # Python 3.12.1's tokenizer copies the line for each of its tokens
@@ -50,6 +63,10 @@ class Statement:
     dump: str = ""
     star: bool = False  # from x import *
     setting: bool = False  # a call such as torch.manual_seed(0)
+    future: bool = False  # from __future__ import x, which holds for all later cells
+    calls: bool = False  # running it calls something, which may change what is passed
+    function: bool = False  # a definition: what it loads is used when it is called
+    variables: frozenset[str] = frozenset()  # of ``binds`` what is no function, class or module
 
 
 def _transformed(source: str) -> str:
@@ -80,7 +97,7 @@ def _magic(node: ast.stmt) -> tuple[str, str] | None:
 
 def _drop_magics(text: str, tree: ast.Module) -> str:
     """Return ``text`` with IPython's calls replaced by ``pass``."""
-    lines = text.splitlines()
+    lines = lines_of(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.stmt) and _magic(node) is not None:
             indent = " " * node.col_offset
@@ -93,15 +110,16 @@ def _drop_magics(text: str, tree: ast.Module) -> str:
 def python_of(source: str) -> str:
     """Return a cell's text as plain Python: magics and shell lines do nothing.
 
-    A cell that is not Python at all (``%%bash``) becomes empty. What cannot be parsed comes back as
-    it is; running it will tell why.
+    A cell that is not Python at all (``%%bash``) becomes empty; one under a magic that times or
+    watches it is what stands below. What cannot be parsed comes back as it is; running it will tell
+    why.
     """
     try:
         ast.parse(source)
         return source
     except _BROKEN:
         pass
-    if any(len(line) > _LONG_LINE for line in source.splitlines()):
+    if any(len(line) > _LONG_LINE for line in lines_of(source)):
         return source
     if len(_LINE_MAGIC.findall(source)) > _MANY:  # IPython's own way is quadratic in them
         return _LINE_MAGIC.sub(r"\1pass", source)
@@ -109,7 +127,8 @@ def python_of(source: str) -> str:
         text = _transformed(source)
         tree = ast.parse(text)
         if len(tree.body) == 1 and (magic := _magic(tree.body[0])) and magic[0]:
-            return python_of(magic[1]) if magic[0] in _BODY_MAGICS else ""
+            body = "" if _ELSEWHERE.fullmatch(magic[0]) else python_of(magic[1])
+            return body if dump(body) else ""
         return _drop_magics(text, tree)
     except Exception:  # IPython's tokenizer raises many things on what is not Python
         return source
@@ -140,7 +159,7 @@ def newer(
         numbers = re.match(r"(\d+)\.(\d+)", version)
         if numbers and (int(numbers[1]), int(numbers[2])) > here:
             return f"the notebook ran with Python {numbers[0]}"
-        lines = source.splitlines()
+        lines = lines_of(source)
         near = "\n".join(lines[max((error.lineno or 1) - 2, 0) : (error.lineno or 1) + 1])
         for since, what, pattern in _NEWER:
             if here < since and pattern.search(near):
@@ -156,7 +175,7 @@ def quiet(source: str) -> str:
         nodes = [n for n in ast.parse(source).body if _talks(n)]
     except _BROKEN:
         return source
-    lines = source.splitlines()
+    lines = lines_of(source)
     for node in nodes:
         for number in range(node.lineno - 1, node.end_lineno or node.lineno):
             lines[number] = ""
@@ -176,7 +195,7 @@ def statements(source: str) -> list[Statement] | None:
 
 
 def _statements(source: str, tree: ast.Module) -> Iterator[Statement]:
-    lines = source.splitlines()
+    lines = lines_of(source)
     end, group = 0, []
     for number, node in enumerate(tree.body):
         group.append(node)
@@ -221,7 +240,33 @@ def _statement(text: str, nodes: list[ast.stmt]) -> Statement:
         ast.dump(code),
         star,
         bool(settings),
+        any(isinstance(n, ast.ImportFrom) and n.module == "__future__" for n in nodes),
+        any(_calls(n) for n in nodes),
+        any(isinstance(n, _DEFINES) or _is_lambda(n) for n in nodes),
+        frozenset(name for n in nodes for name in _variables(n)),
     )
+
+
+_DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def _calls(node: ast.stmt) -> bool:
+    """Whether running a statement calls something; a definition does so by its decorators."""
+    if isinstance(node, _DEFINES):
+        return bool(node.decorator_list)
+    return any(isinstance(n, ast.Call) for n in ast.walk(node))
+
+
+def _is_lambda(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda)
+
+
+def _variables(node: ast.stmt) -> frozenset[str]:
+    """Return the names that a statement binds to something else than a function or a module."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return frozenset()
+    own = {node.name} if isinstance(node, _DEFINES) else set()
+    return names_of(node).binds - own  # of a definition: what it declares global
 
 
 def _root(node: ast.AST) -> str:
@@ -261,25 +306,71 @@ def _setting(node: ast.stmt) -> str:
 
 
 def needed(
-    pool: list[Statement], names: Iterable[str], own: Iterable[int] = ()
+    pool: list[Statement], names: Iterable[str], own: Iterable[int] = (), *, calls: bool = False
 ) -> tuple[set[int], set[str]]:
     """Return which statements of ``pool`` those ``names`` rest on, and every name in use.
 
-    ``own`` are the numbers of the student's statements: all kept where names are looked up by
-    string.
+    Args:
+        pool: statements in the order in which they run.
+        names: what is needed.
+        own: numbers of the student's statements: all kept where names are looked up by string.
+        calls: keep also those of ``own`` whose calls may change a variable in use, as in
+            ``heappush(HEAP, 2)``. A call may as well be a trial, or a long run.
     """
-    wanted, chosen = set(names), set()
     own = set(own)
+    wanted, chosen = set(names), {number for number in own if pool[number].future}
+    touched = _touched(pool, own) if calls else {}
     while True:
         everything = bool(wanted & _BY_STRING)
         more = {
             number
             for number, s in enumerate(pool)
             if number not in chosen
-            and (s.binds & wanted or (number in own and (everything or s.star)))
+            and (
+                s.binds & wanted
+                or (number in own and (everything or s.star))
+                or touched.get(number, set()) & wanted
+            )
         }
         if not more:
             return chosen, wanted
         chosen |= more
         for number in more:
             wanted |= pool[number].loads
+
+
+def _touched(pool: list[Statement], own: set[int]) -> dict[int, set[str]]:
+    """Return the variables that the calls in each of the statements ``own`` may change."""
+    variables = {name for s in pool for name in s.variables}
+    found = {}
+    for number in own:
+        if pool[number].calls:
+            reached = _reached(pool, pool[number].loads)
+            found[number] = reached if "setattr" in reached else reached & variables
+    return found
+
+
+def _reached(pool: list[Statement], names: Iterable[str]) -> set[str]:
+    """Return ``names`` and what the functions among them load and change when called."""
+    reached, left = set(names), [s for s in pool if s.function]
+    while more := [s for s in left if s.binds & reached]:
+        left = [s for s in left if s not in more]
+        for s in more:
+            reached |= s.loads | s.binds
+    return reached
+
+
+def packages(sources: Iterable[str]) -> set[str]:
+    """Return the packages (``a`` of ``import a.b``) that some Python imports anywhere."""
+    found = set()
+    for source in sources:
+        try:
+            nodes = list(ast.walk(ast.parse(source)))
+        except _BROKEN:
+            continue
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                found |= {a.name.partition(".")[0] for a in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(str(node.module).partition(".")[0])
+    return found
