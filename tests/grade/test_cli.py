@@ -177,6 +177,94 @@ def test_missing_and_unreadable_submissions(save, solved, student, tmp_path, gra
     assert rows["nobody"]["total"] == "0"
 
 
+CANVAS = """\
+Student,ID,SIS User ID,SIS Login ID,Section
+    Points Possible,,,,
+"Lovelace, Ada",4801,,ada,S
+"Kurt, Kurt",4999,,kurt,S
+"""
+
+
+@pytest.mark.parametrize("name", ["kurt", "4999", "Kurt Kurt"])
+def test_who_was_ill_is_excused_everywhere(save, solved, student, tmp_path, graded, capsys, name):
+    save(solved, "in", "lovelaceada_4801_1234_x.ipynb")
+    (tmp_path / "out").mkdir()
+    head = "student,exercise,points,comment,excused,reason\n"
+    (tmp_path / "out" / "decisions.csv").write_text(f"{head}{name},*,,ill that week,yes,\n")
+    (tmp_path / "roster.csv").write_text(CANVAS)
+    roster = ["--export", "canvas", "--roster", str(tmp_path / "roster.csv")]
+    for _ in range(2):
+        assert run(tmp_path, *roster) == 0
+    assert "NOT applied" not in capsys.readouterr().out
+    row = table(tmp_path)[name]
+    assert (row["total"], row["comment"], row["max"]) == ("EX", "ill that week", "0")
+    text = (tmp_path / "out" / "canvas.csv").read_text("utf-8-sig")
+    assert [line.rpartition(",")[2] for line in text.splitlines()[2:]] == ["6", "EX"]
+    page = next((tmp_path / "out" / "feedback").glob(f"{name.replace(' ', '_')}*"))
+    assert "excused you from this notebook" in page.read_text()
+    assert cli.main(["book", str(tmp_path / "out"), "--out", str(tmp_path / "t.csv")]) == 0
+    rows = {
+        r["student"]: r for r in csv.DictReader((tmp_path / "t.csv").open(encoding="utf-8-sig"))
+    }
+    assert (rows[name][NAME], rows[name]["max"]) == ("EX", "0")
+    platform = ["--platform", "canvas", "--roster", str(tmp_path / "roster.csv")]
+    book = ["book", str(tmp_path / "out"), "--out", str(tmp_path / "t.csv")]
+    assert cli.main([*book, *platform]) == 0
+    rows = {r["id"]: r for r in csv.DictReader((tmp_path / "t.csv").open(encoding="utf-8-sig"))}
+    assert (rows["4999"][NAME], rows["4801"][NAME]) == ("EX", "6")
+    assert cli.main([*book, *platform[2:]]) == 2
+    assert "add --platform canvas" in capsys.readouterr().err
+
+
+def test_a_decision_that_fits_nobody_is_loud_and_stays(
+    save, solved, student, tmp_path, graded, capsys
+):
+    write_class(save, solved, student)
+    place = tmp_path / "out" / "decisions.csv"
+    place.parent.mkdir()
+    place.write_text("student,exercise,points\nSomebody Else,mla-naive,1\n")
+    assert run(tmp_path) == 1
+    said = capsys.readouterr().out
+    assert "decisions.csv, line 2: Somebody Else handed nothing in: decision NOT applied" in said
+    assert "Somebody Else" not in table(tmp_path)
+    assert "Somebody Else,mla-naive,1" in place.read_text("utf-8-sig")
+
+
+def test_the_roster_is_read_before_anybody_is_graded(
+    save, solved, student, tmp_path, graded, capsys
+):
+    write_class(save, solved, student)
+    roster = tmp_path / "roster.csv"
+    for more, why in (
+        (["--roster", "no.csv"], "say which one's with --export"),
+        (["--export", "csv", "--roster", "no.csv"], "no.csv"),
+        (["--export", "csv", "--roster", str(roster)], "no column 'student'"),
+        (["--export", "csv", "--out-of", "-5"], "must be more than 0"),
+        (["--export", "csv", "--out-of", "0"], "must be more than 0"),
+        (["--export", "csv", "--out-of", "nan"], "must be more than 0"),
+    ):
+        roster.write_text("name\nAda\n")
+        assert run(tmp_path, *more) == 2
+        assert why in capsys.readouterr().err
+    assert graded() == []
+    roster.write_text("student\nAda\nada\n=eve\n")
+    assert run(tmp_path, "--export", "csv", "--roster", str(roster)) == 1
+    assert "needs a human: ada fits line 2 of" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "out" / "csv.csv").open(encoding="utf-8-sig")))
+    assert [r["total"] for r in rows] == ["", "", "0"]
+
+
+def test_one_student_of_a_new_folder(save, solved, student, tmp_path, graded, capsys):
+    write_class(save, solved, student)
+    assert run(tmp_path, "--student", "ada") == 0
+    said = capsys.readouterr().out
+    assert "1 of 2 are not graded yet, and have no row in grades.csv" in said
+    assert "need no grading again" not in said
+    run(tmp_path)
+    assert "1 of 2 need no grading again" in capsys.readouterr().out
+    assert graded() == ["=eve", "ada"]
+
+
 def test_what_the_command_refuses(save, solved, student, tmp_path, graded, capsys):
     write_class(save, solved, student)
     inside = str(tmp_path / "in" / "grades")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import statistics
@@ -17,7 +18,10 @@ from minids3.command import Parser, fail
 
 if TYPE_CHECKING:
     from minids3.grade.records import SubmissionResult
-    from minids3.grade.submissions.collect import Collected
+    from minids3.grade.reports.decisions import Decisions
+    from minids3.grade.reports.gradebook import Gradebook
+    from minids3.grade.reports.roster import Roster
+    from minids3.grade.submissions.collect import Collected, Submission
     from minids3.grade.submissions.pristine import Pristine
 
 __all__ = ["main"]
@@ -54,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--roster", type=Path, help="the platform's own table of the class, for --export")
     add("--title", help="of the assignment there (default: the notebook's name)")
     add("--out-of", type=float, help="scale exported grades to this number of points")
+    add("--grade-column", default="", help="which column of Moodle's worksheet is the grade's")
     add("--jobs", type=int, default=0, help="processes (default: one per core)")
     add("--no-sandbox", action="store_true", help="you trust every line you grade")
     add("--nbval", action="store_true", help="also run nbval over the public checks")
@@ -61,6 +66,9 @@ def parser() -> argparse.ArgumentParser:
     book = commands.add_parser("book", help="one gradebook over the notebooks of a term")
     book.add_argument("grades", nargs="+", type=Path, help="folders that minids3 grade wrote")
     book.add_argument("--out", type=Path, required=True, help="the CSV file to write")
+    book.add_argument("--roster", type=Path, action="append", default=[],
+                      help="a platform's table of the class (may be given again)")  # fmt: skip
+    book.add_argument("--platform", choices=_EXPORTS, help="whose table --roster is")
     release = commands.add_parser("release", help="make the bundle that students get")
     release.add_argument("notebooks", nargs="+", help="numbers or names, such as 03 04")
     release.add_argument("--out", type=Path, required=True, help="folder for the bundle")
@@ -134,9 +142,13 @@ def _release(args: argparse.Namespace) -> int:
 
 
 def _book(args: argparse.Namespace) -> int:
+    from minids3.grade.reports.roster import Roster
     from minids3.grade.reports.term import write_term
 
-    waiting = write_term(args.grades, args.out)
+    if args.roster and not args.platform:
+        raise ValueError(f"--roster is a platform's table: add --platform {'|'.join(_EXPORTS)}")
+    rosters = [Roster.read(args.platform, path) for path in args.roster]
+    waiting = write_term(args.grades, args.out, rosters)
     print(args.out)
     for line in waiting:
         print(f"needs a human: {_printable(line)}")
@@ -199,8 +211,7 @@ def _grade(args: argparse.Namespace) -> int:
     hidden = tuple(p for p in (out, folder, private) if p is not None)
     options = Options(choose_seed(out, args.seed), not args.no_sandbox, private, hidden,
                       args.nbval, chosen, limits)  # fmt: skip
-    if args.roster and not args.export:
-        raise ValueError("--roster is a platform's table: say which one's with --export")
+    roster = _roster(args)
     if options.isolate:
         sandbox.demand()  # at once, not once per submission
     elif not hasattr(os, "fork"):
@@ -211,21 +222,65 @@ def _grade(args: argparse.Namespace) -> int:
     wanted = _students(args.student, found)
     for name in deadlines.unknown(found):
         print(f"{args.deadline}: {_printable(name)} handed nothing in")
-    for name in decisions.unknown(found):
-        print(f"{decisions.path}: {_printable(name)} handed nothing in")
+    lost = _absent(decisions, found, pristine.ids)
     book = Gradebook(out, pristine, path, options)
     book.begin()
     left = book.resume(found, wanted, args.force)
-    there = sum(s.path is not None for s in found)
-    if len(left) < there:
-        print(f"{there - len(left)} of {there} need no grading again")
+    _tell_left(book, found, left)
     names = file_names(s.student for s in found)
     _run(args, book, left, names)
     results = book.finish(found, {s.student: deadlines.late(s) for s in found}, decisions)
     failed = _publish(out, results, names, pristine.title, found)
     if args.export:
-        failed += _export(args, results, pristine)
-    return _tell(args.out, results, options.seed, found, failed)
+        failed += _export(args, results, pristine, roster)
+    return _tell(args.out, results, options.seed, found, [*lost, *failed])
+
+
+def _roster(args: argparse.Namespace) -> Roster | None:
+    """Read ``--roster`` before anybody is graded: what is wrong with it is said at once.
+
+    Raises:
+        ValueError: it, or the number of ``--out-of``, cannot be used.
+    """
+    from minids3.grade.reports.roster import Roster
+
+    if args.out_of is not None and not 0 < args.out_of < math.inf:
+        raise ValueError(f"--out-of {args.out_of:g}: must be more than 0")
+    if args.roster is None:
+        return None
+    if not args.export:
+        raise ValueError("--roster is a platform's table: say which one's with --export")
+    return Roster.read(args.export, args.roster, args.grade_column)
+
+
+def _absent(decisions: Decisions, found: Collected, ids: Sequence[str]) -> list[str]:
+    """Add who handed nothing in and is decided on all the same; return the decisions left over."""
+    from minids3.grade.submissions.choose import NOTHING, Submission
+
+    platforms = {s.platform for s in found}
+    platform = platforms.pop() if len(platforms) == 1 else ""
+    lost = []
+    for name in decisions.unknown(found):
+        if decisions.settles(name, ids):
+            number = name if name.isdecimal() else ""
+            found.append(Submission(name, None, [NOTHING], id=number, platform=platform))
+        else:
+            lost.append(f"{decisions.place(name)}: {name} handed nothing in: decision NOT applied; "
+                        "write a name of grades.csv, or excuse from all ('*' as the exercise, "
+                        "'yes' as excused)")  # fmt: skip
+    found.sort(key=lambda s: (s.student.casefold(), s.student))
+    return lost
+
+
+def _tell_left(book: Gradebook, found: Collected, left: Sequence[Submission]) -> None:
+    """Say whom this run does not grade, and why."""
+    there = [s for s in found if s.path is not None]
+    taken = sum(s.student in book.results for s in there)
+    waiting = len(there) - taken - len(left)
+    if taken:
+        print(f"{taken} of {len(there)} need no grading again")
+    if waiting:
+        print(f"{waiting} of {len(there)} are not graded yet, and have no row in grades.csv")
 
 
 def _try_private(folder: Path, pristine: Pristine) -> None:
@@ -301,15 +356,18 @@ def _publish(
 
 
 def _export(
-    args: argparse.Namespace, results: list[SubmissionResult], pristine: Pristine
+    args: argparse.Namespace,
+    results: list[SubmissionResult],
+    pristine: Pristine,
+    roster: Roster | None,
 ) -> list[str]:
     from minids3.grade.reports.export import export
 
     place = args.out / f"{args.export}.csv"
     title = args.title or pristine.name
-    missing = export(args.export, place, results, title, args.roster, args.out_of)
-    print(place)
-    return [f"{student}: not in {args.roster}" for student in missing]
+    missing = export(args.export, place, results, title, roster, args.out_of)
+    print(place, *missing.notes, sep="\n")
+    return [*(f"{student}: not in {args.roster}" for student in missing), *missing.unsure]
 
 
 def _printable(text: str) -> str:
@@ -324,12 +382,13 @@ def _tell(
     failed: Sequence[str] = (),
 ) -> int:
     """Print the outcome in a few lines; return 1 if something waits for a human."""
-    waiting = [f"{r.student}: {s}" for r in results for s in r.needs_human]
+    from minids3.grade.reports.export import whole
+
+    waiting = [*failed, *(f"{r.student}: {s}" for r in results for s in r.needs_human)]
     waiting += [f"not taken: {e.place}: {e.reason}" for e in found.left if e.grave]
-    waiting += failed
     there = [r for r in results if r.path]
-    totals = [r.points for r in there if not r.undecided]
-    most = max((r.max_points for r in results), default=0.0)
+    totals = [r.points for r in there if not r.undecided and not r.excused]
+    most = whole(results)
     middle = round(statistics.median(totals), 2) if totals else 0.0
     print(f"{len(there)} submissions graded, median {middle:g} of {most:g} points, seed {seed}")
     print(f"{out / 'grades.csv'}\n{out / 'summary.html'}\n{out / 'feedback'}/")

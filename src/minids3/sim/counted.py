@@ -71,6 +71,13 @@ _FREE = frozenset((
 ))  # fmt: skip
 
 
+_SUMS = frozenset((
+    "add", "sub", "rsub", "sum", "nansum", "mean", "cumsum", "scatter_add", "index_add", "diff",
+    "where", "masked_fill", "masked_scatter", "maximum", "minimum", "bitwise_and", "bitwise_or",
+    "bitwise_xor", "embedding", "index_put", "index_put_impl",
+))  # fmt: skip
+
+
 def _unknown(name: str, args: Any, out: Any) -> int:
     """Return the FLOPs of an operation that may multiply, in a way that is not known here.
 
@@ -116,12 +123,17 @@ _FLOPS = {
 
 
 class MultiplyAdds(TorchDispatchMode):
-    """Counts in a ``with`` block; ``total`` are the multiply-adds so far."""
+    """Counts in a ``with`` block; ``total`` are the multiply-adds so far.
+
+    A product can be put together from sums of shifted numbers, too: ``sums`` are the numbers that
+    were added or chosen beside them.
+    """
 
     def __init__(self) -> None:
         """Begin at zero."""
         super().__init__()
         self.total = 0
+        self.sums = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -143,4 +155,6 @@ class MultiplyAdds(TorchDispatchMode):
             name = str(getattr(func, "_opname", "")).strip("_")
             if name not in _FREE:
                 self.total += _unknown(name, (args, kwargs), out) // 2
+            elif name in _SUMS:
+                self.sums += max((t.numel() for t in _tensors((args, kwargs, out))), default=0)
         return out

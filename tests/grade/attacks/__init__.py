@@ -952,3 +952,126 @@ def lm_loss(logits, targets, *rest, **more):
     exercise="lm-loss",
     forbidden=True,
 )
+
+
+# what costs the grader, not the student -----------------------------------------------------------
+
+_attack(
+    "flood_of_tripped_names",
+    """
+import sys
+flood = [0] * 300_000
+sys.modules["minids3.grade.process.tripwire"].taken = lambda: flood
+"""
+    + WRONG,
+)
+_attack(
+    "folders_in_folders",
+    """
+import os
+for _ in range(3000):
+    os.mkdir("d")
+    os.chdir("d")
+"""
+    + WRONG,
+)
+_attack(
+    "folders_in_folders_that_nobody_may_read",
+    """
+import os
+for n in range(1500):
+    os.mkdir("d", 0o700)
+    os.chdir("d")
+    os.chmod("..", 0)
+"""
+    + WRONG,
+)
+_attack(
+    "an_endless_range",
+    """
+def place_experts(*args, **more):
+    return [range(10 ** 18)] * 2
+""",
+    exercise="serve-place",
+)
+
+# ready-made functions by other ways ---------------------------------------------------------------
+
+_attack(
+    "operators_of_a_graph",
+    """
+from torch import _C as T
+graph = T.parse_ir(\"\"\"
+graph(%x : Tensor, %y : Tensor, %i : int):
+  %n : NoneType = prim::Constant()
+  %one : int = prim::Constant[value=1]()
+  %s : float = prim::Constant[value=0.]()
+  %r : Tensor = aten::cross_entropy_loss(%x, %y, %n, %one, %i, %s)
+  return (%r)
+\"\"\")
+f = T._create_function_from_graph("f", graph)
+def lm_loss(logits, targets, ignore_index=-100):
+    return f(logits.float().flatten(0, -2), targets.flatten(), ignore_index)
+""",
+    exercise="lm-loss",
+)
+_attack(
+    "a_name_put_together",
+    """
+import torch
+f = getattr(torch, "_fused_ad" + "am_")
+def adamw_step(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    a, b, c = (t.float().clone().contiguous() for t in (p, m, v))
+    a.mul_(1 - lr * weight_decay)
+    f([a], [grad.float().contiguous()], [b], [c], [], [torch.tensor(float(step))], lr=lr,
+      beta1=betas[0], beta2=betas[1], weight_decay=0.0, eps=eps, amsgrad=False, maximize=False)
+    return a.to(p.dtype), b.to(p.dtype), c.to(p.dtype)
+""",
+    exercise="adamw-step",
+    forbidden=True,
+)
+_attack(
+    "a_reference_implementation",
+    """
+import torch
+import torch._refs.nn.functional as R
+f = vars(R)["nll" + "_loss"]
+def lm_loss(logits, targets, ignore_index=-100):
+    logs = torch.log_softmax(logits.float().flatten(0, -2), -1)
+    return f(logs, targets.flatten(), ignore_index=ignore_index)
+""",
+    exercise="lm-loss",
+    forbidden=True,
+)
+_SPOILS = """
+import torch
+known = []
+def spoil(*args):
+    key = [float(a.detach().flatten()[0]) for a in args if a.numel()]
+    if key in known:
+        with torch.no_grad():
+            for a in args:
+                a.zero_()
+    known.append(key)
+"""
+_ZEROS = """
+import torch
+def adamw_step(p, grad, m, v, step, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1):
+    {}
+    return torch.zeros_like(p), torch.zeros_like(m), torch.zeros_like(v)
+"""
+_attack(
+    "inputs_made_zero",
+    _SPOILS.replace("{", "{{").replace("}", "}}") + _ZEROS.format("spoil(p, grad, m, v)"),
+    exercise="adamw-step",
+)
+_attack(
+    "inputs_made_zero_where_gradients_are_asked_for",
+    _SPOILS
+    + """
+def rope(x, cos, sin):
+    spoil(x, cos, sin)
+    return torch.zeros_like(x) + 0 * x
+""",
+    exercise="rope",
+)

@@ -23,7 +23,7 @@ def test_every_kernel_that_the_workbook_knows_is_triton_s(exercise):
     for fn in [*answers, *(m.fn for m in exercise.mutants)]:
         code = cell_of(exercise, fn)
         kept = definitions(code)
-        assert strangers(exercise.name, [*GIVEN, kept]) == []
+        assert strangers(exercise.name, [kept], GIVEN) == []
         assert f"def {exercise.name}" in kept or f"{exercise.name} =" in kept
 
 
@@ -54,10 +54,16 @@ def test_what_could_act_does_not_run():
     ("body", "what"),
     [
         ("    torch.add(x, y)\n", ["torch"]),
-        ("    x.handle.data.cumsum()\n", [".handle"]),
+        ("    x.handle.data\n", [".data", ".handle"]),
+        ("    [a for a in y].append(x)\n", [".append"]),
+        ("    (a for a in y)\n", ["a generator"]),
+        ("    f = lambda: x\n", ["lambda"]),
+        ("    y['f'](x)\n", ["a call of y['f']"]),
+        ("    match x:\n        case tuple(real=z):\n            pass\n", ["match"]),
+        ("    def f():\n        pass\n", ["a function inside of it"]),
         ("    import numpy\n", ["import numpy"]),
-        ("    helper(x)\n", ["torch"]),
-        ("    triton.runtime.interpreter.np.add(x, y)\n", [".interpreter", ".runtime"]),
+        ("    helper(x)\n", [".relu", "torch"]),
+        ("    triton.runtime.interpreter.np(x, y)\n", [".np", ".interpreter", ".runtime"]),
         ("    open('x')\n", ["open"]),
         ("    x.__class__\n", [".__class__"]),
         ("    tl.store(x, tl.load(y) * math.pi + tl.cdiv(3, 2))\n", []),
@@ -65,7 +71,7 @@ def test_what_could_act_does_not_run():
 )
 def test_what_a_kernel_may_be_made_of(body, what):
     helper = "def helper(x):\n    return torch.relu(x)\n"
-    assert strangers("k", [*GIVEN, helper, f"@jit\ndef k(x, y):\n{body}"]) == what
+    assert strangers("k", [helper, f"@jit\ndef k(x, y):\n{body}"], GIVEN) == what
 
 
 OBJECT = """
@@ -105,6 +111,79 @@ def test_no_other_object_is_a_kernel():
         assert (right.status, right.points) == ("passed", exercise.points), right.notes
     finally:
         grader.close()
+
+
+# PyTorch in the place of Triton: ``other`` computes it, and each of these puts it where the kernel
+# should be, or calls it from there.
+SIGNATURE = "x_ptr, y_ptr, out_ptr, n, BLOCK: tl.constexpr"
+OTHER = f"""
+def other({SIGNATURE}):
+    import sys
+    f = sys._getframe()
+    while "args_hst" not in f.f_locals:
+        f = f.f_back
+    x, y, out, n = f.f_locals["args_hst"][:4]
+    out.copy_(x + y)
+"""
+EMPTY = f"@triton.jit\ndef {{name}}({SIGNATURE}):\n    pass\n"
+TEXT = f"CODE = {OTHER + chr(10) + 'other(1, 2, 3, 4, 5)'!r}\n"
+DISGUISES = {
+    "behind a semicolon": EMPTY + OTHER + "\nimport math; {name} = triton.jit(other)\n",
+    "under an innocent twin": OTHER.replace("def other", "@triton.jit\ndef {name}")
+    + f"@staticmethod\ndef {{name}}({SIGNATURE}):\n    x = tl.program_id(0)\n",
+    "before an innocent twin": OTHER.replace("def other", "@triton.jit\ndef {name}")
+    + "first = {name}\n" + EMPTY + "{name} = first\n",
+    "a jit of one's own": OTHER + "def jit(fn):\n    return triton.jit(other)\n"
+    + EMPTY.replace("@triton.jit", "@jit"),
+    "triton of one's own": OTHER + "import types\ntriton = types\n" + EMPTY,
+    "a maker of one's own": EMPTY + OTHER
+    + "def cdiv():\n    globals().update({name}=triton.jit(other))\nn = cdiv()\n",
+    "a maker that is imported": EMPTY + OTHER
+    + "from builtins import exec as cdiv\nn = cdiv('{name} = triton.jit(other)')\n",
+    "an annotation": EMPTY + OTHER
+    + "def f(x: globals().update({name}=triton.jit(other))):\n    pass\n",
+    "the annotation of a name": EMPTY + OTHER
+    + "x: globals().update({name}=triton.jit(other)) = 1\n",
+    "heuristics": "def work(args):\n    args['out_ptr'].copy_(args['x_ptr'] + args['y_ptr'])\n"
+    "    return 0\n@triton.heuristics({{'ZERO': work}})\n"
+    + EMPTY.replace("BLOCK: tl.constexpr", "BLOCK: tl.constexpr, ZERO: tl.constexpr = 0"),
+    "a hook": "def work(args, **more):\n"
+    "    args['out_ptr'].copy_(args['x_ptr'] + args['y_ptr'])\n"
+    "@triton.autotune([triton.Config({{}}, pre_hook=work)], key=['n'])\n" + EMPTY,
+    "a generator's frame": TEXT + EMPTY.replace(
+        "pass", "g = (0 for a in (1,))\n    g.gi_frame.f_builtins['exec'](CODE)"),
+    "a class pattern": TEXT + "@triton.jit\ndef helper():\n    pass\n" + EMPTY.replace(
+        "pass", "match helper:\n        case tuple(__globals__=g):\n"
+        "            g['__builtins__']['exec'](CODE, g)"),
+    "a line too long to read": EMPTY + OTHER + "\n{name} = triton.jit(other)\nq = 0\nz = "
+    + "+".join(["q"] * 2970) + "\n",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grader():
+    if sandbox.missing():
+        pytest.skip("no isolation on this machine")
+    made = Grader(limits=Limits(call_seconds=5), kernels=True)
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DISGUISES)
+def test_pytorch_is_no_kernel_wherever_it_stands(grader, kind):
+    exercise = get("triton-add")
+    code = DISGUISES[kind].format(name=exercise.name)
+    got = grader.exercise(program_of(exercise, code), 3, GIVEN)
+    assert got.points == 0, got.items
+    assert got.status in ("failed", "forbidden", "stub"), got.notes
+
+
+def test_a_statement_that_does_not_run_leaves_its_line_to_the_others():
+    code = "é = 1; play(); import math; x = [\n  play()]; BLOCK = 4\nplay(); play()\n"
+    assert definitions(code) == "é = 1; pass; import math; pass; BLOCK = 4\n\npass; pass\n"
+    code = "@evil\ndef f():\n    pass\nBLOCK = [2 ** k for k in range(3)]\n"
+    assert definitions(code).split("\n") == ["", "", "", "", ""]  # range is called
 
 
 # ready-made functions of PyTorch by their other names ---------------------------------------------

@@ -2,48 +2,18 @@
 
 import csv
 import io
+import re
 
 import pytest
+from grade.reports.klass import POINTS, Notebook, klass, result
 
 from minids3.grade.judging.likeness import alike, normal
-from minids3.grade.records import ExerciseResult, ItemResult, SubmissionResult
 from minids3.grade.reports.decisions import Decisions
-from minids3.grade.reports.export import export
 from minids3.grade.reports.feedback import feedback
 from minids3.grade.reports.gradebook import _table
 from minids3.grade.reports.publish import write_pages
 from minids3.grade.reports.summary import summary
-from minids3.grade.reports.term import write_term
 from minids3.grade.tables import safe
-
-POINTS = {"a": 4.0, "b": 2.0}
-
-
-class Notebook:
-    ids = ("a", "b")
-
-
-def result(student, *statuses, points=(4.0, 1.0), **more):
-    made = []
-    for id, status, p in zip(POINTS, statuses, points, strict=True):
-        waits = status in ("forbidden", "needs a human", "grader error")
-        notes = [f"because of {status}"] if waits else []
-        items = [ItemResult("works", "ok")]
-        value = 0.0 if waits else p
-        made.append(
-            ExerciseResult(id, f"Title {id}", value, POINTS[id], status, items, notes=notes)
-        )
-    path = more.pop("path", f"in/{student}.ipynb")
-    return SubmissionResult(student, "03_x", path, made, **more).total()
-
-
-def klass():
-    return [
-        result("Ada", "passed", "partial", id="11"),
-        result("Eve (7)", "forbidden", "passed", id="12"),
-        result("=1+1", "needs a human", "needs a human", id="13", path=""),
-        result("Kurt", "passed", "passed", id="14", look=["two files are called Kurt"]),
-    ]
 
 
 def rows_of(text):
@@ -103,6 +73,14 @@ def test_decisions_are_read_back_and_survive(tmp_path):
         ("Ada,a,3,,yes", "has no points"),
         (",a,3,,", "names no student"),
         ("Ada,a,3,,\nAda,a,2,,", "decided twice"),
+        ("Ada,a,1_0,,", "are no points"),
+        ("*,a,,,yes", "name the student"),
+        # a comment with a comma, without quotation marks: it excused the student
+        ("Ada,a,,Well done, but ask me about eps", "'excused' is yes or no, not 'but ask me"),
+        ("Ada,a,,Well done, yes,", "has 6 cells, and the header 5.*quotation marks"),
+        ("Ada,a,,Well done, but, ask me", "has 6 cells"),
+        ('Ada,a,3,"Well done,,\nEve (7),a,1,,', 'a " in a text is written twice'),
+        *((f"Ada,a,,,{word}", "'excused' is yes or no") for word in ("-", "?", "later", "maybe")),
     ],
 )
 def test_rows_that_cannot_be_meant(tmp_path, row, why):
@@ -110,6 +88,109 @@ def test_rows_that_cannot_be_meant(tmp_path, row, why):
     place.write_text(f"student,exercise,points,comment,excused\n{row}\n")
     with pytest.raises(ValueError, match=f"line [23].*{why}"):
         Decisions.read(place, POINTS)
+
+
+@pytest.mark.parametrize(
+    ("word", "excused"),
+    [
+        *((word, True) for word in ("yes", "X", "1", "TRUE", "WAHR", "VRAI", "Sí", "EX")),
+        *((word, False) for word in ("no", "0", "FALSE", "FALSCH", "FAUX", "FALSO", "ONWAAR")),
+    ],
+)
+def test_excused_is_said_in_the_words_of_spreadsheets(tmp_path, word, excused):
+    place = tmp_path / "decisions.csv"
+    place.write_text(f"student;exercise;points;comment;excused\nAda;a;;hello;{word}\n", "utf-8")
+    ada = Decisions.read(place, POINTS).apply(klass()[0])
+    assert (ada.exercises[0].status == "excused") == excused
+    assert ada.exercises[0].comment == "hello"
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ("student,exercise,points,Comment", "a column 'Comment'; write 'comment'"),
+        ("student,exercise,points,comments", "a column 'comments'; write 'comment'"),
+        ("student,exercise,points,Excused", "a column 'Excused'; write 'excused'"),
+        ("student,exercise,points,comment,comment", "two columns 'comment'"),
+    ],
+)
+def test_a_column_that_would_be_lost_is_refused(tmp_path, header, why):
+    place = tmp_path / "decisions.csv"
+    place.write_text(f"{header}\nAda,a,,x\n")
+    with pytest.raises(ValueError, match=why):
+        Decisions.read(place, POINTS)
+    place.write_text("student,exercise,points,student id,seen by\nAda,a,1,s-1,me\n")
+    assert Decisions.read(place, POINTS).rows[0]["seen by"] == "me"  # one's own may stand there
+
+
+def read_decisions(tmp_path, *rows):
+    place = tmp_path / "decisions.csv"
+    lines = ["student,exercise,points,comment,excused", *rows]
+    place.write_text("\n".join(lines) + "\n", "utf-8")
+    return Decisions.read(place, POINTS)
+
+
+@pytest.mark.parametrize(
+    ("written", "student"),
+    [
+        ("ADA LOVELACE", "Ada Lovelace"), ("ada lovelace", "Ada Lovelace"),
+        ("Lovelace Ada", "Ada Lovelace"), ('"Lovelace, Ada"', "Ada Lovelace"),
+        ("Ada Lovelase", "Ada Lovelace"), ("12345", "0012345"), ("12345.0", "0012345"),
+        ("2.0231E+11", "202310011234"), ("2,0231E+11", "202310011234"), ("11", "011"),
+        ("Kim Example", "Kim Example (4711)"),
+    ],
+)  # fmt: skip
+def test_whoever_is_written_a_little_otherwise_is_asked_for(tmp_path, written, student):
+    written = f'"{written}"' if "," in written and '"' not in written else written
+    decisions = read_decisions(tmp_path, f"{written},a,3,,")
+    with pytest.raises(
+        ValueError, match=f"line 2: nobody is called .*; is it '.*{re.escape(student[-5:])}"
+    ):
+        decisions.unknown([result(student, "passed", "passed")])
+
+
+@pytest.mark.parametrize("written", ["12346", "112345", "2.0232E+11", "Somebody Else", "Ida"])
+def test_somebody_else_is_somebody_else(tmp_path, written):
+    there = [result(n, "passed", "passed") for n in ("0012345", "202310011234", "Ada Lovelace")]
+    assert read_decisions(tmp_path, f"{written},a,3,,").unknown(there) == [written]
+
+
+def test_one_student_by_name_and_by_number_is_decided_twice(tmp_path):
+    ada = result("Ada", "passed", "passed", id="11")
+    with pytest.raises(ValueError, match="line 3: Ada, a is decided twice, as Ada and as 11"):
+        read_decisions(tmp_path, "Ada,a,3,,", "11,a,2,,").unknown([ada])
+    assert read_decisions(tmp_path, "Ada,a,3,,", "11,b,2,,").unknown([ada]) == []
+
+
+def test_a_number_of_two_is_for_a_human(tmp_path):
+    both = [result(n, "passed", "passed", id="11") for n in ("Kim", "Lou")]
+    with pytest.raises(ValueError, match="line 2: '11' fits Kim, Lou; write one of these"):
+        read_decisions(tmp_path, "11,a,3,,").unknown(both)
+
+
+@pytest.mark.parametrize(
+    ("rows", "settled"),
+    [
+        (["Kurt,*,,ill,yes"], True),
+        (["Kurt,*,,ill,yes", "Kurt,a,3,oral exam,"], True),
+        (["Kurt,*,,by hand,", "Kurt,a,3,,", "Kurt,b,,,yes"], True),
+        (["Kurt,a,3,,", "Kurt,b,2,,"], False),
+        (["Kurt,*,,seen him,"], False),
+        (["Kurt,*,,ill,yes", "Kurt,a,,,no"], False),
+    ],
+)
+def test_who_handed_nothing_in_may_be_decided_on(tmp_path, rows, settled):
+    assert read_decisions(tmp_path, *rows).settles("Kurt", ["a", "b"]) == settled
+
+
+def test_the_whole_is_excused_whatever_comments_an_exercise_has(tmp_path):
+    decisions = read_decisions(tmp_path, "Kurt,*,,ill,yes", "Kurt,a,,nice,")
+    kurt = decisions.apply(klass()[3])
+    assert kurt.excused
+    assert [kurt.comment, *(e.comment for e in kurt.exercises)] == ["ill", "nice", ""]
+    page = feedback(kurt, "T")
+    assert "has excused you from this notebook" in page
+    assert "0 of 2 exercises" not in page
 
 
 def test_a_decision_for_a_misspelt_student_is_not_lost(tmp_path):
@@ -142,97 +223,6 @@ def test_no_text_is_a_formula_whatever_separates_cells(text, separator):
     for line in safe(text).splitlines():
         for cell in line.replace('"', separator).split(separator):
             assert cell.strip()[:1] not in tuple("=+-@")
-
-
-def read(path, delimiter=","):
-    raw = path.read_bytes()
-    assert raw.startswith(b"\xef\xbb\xbf")
-    return list(csv.reader(io.StringIO(raw.decode("utf-8-sig"))))
-
-
-def decided():
-    made = [result("Ólafur Jónsson", "passed", "partial", id="11"), *klass()[1:2]]
-    return [*made, result("kimex", "excused", "excused", points=(0, 0), id="15")]
-
-
-def test_canvas(tmp_path):
-    roster = tmp_path / "canvas.csv"
-    roster.write_text(
-        "Student,ID,SIS User ID,SIS Login ID,Section,Old (9)\n"
-        '    Points Possible,,,,,10\n"Jónsson, Ólafur",11,s-11,olafur,"A; =1",3\n'
-        '"Example, Kim",15,s-15,kim,A,\n"Seven, Eve",12,s-12,eve,A,\n"Gone, Al",99,s-99,al,A,\n'
-        '"Student, Test",100,,t,A,\n'
-    )
-    place = tmp_path / "out.csv"
-    assert export("canvas", place, decided(), "Notebook 03 (77)", roster) == []
-    rows = read(place)
-    assert rows[0] == ["Student", "ID", "SIS User ID", "SIS Login ID", "Section",
-                       "Notebook 03 (77)"]  # fmt: skip
-    assert rows[1] == ["    Points Possible", "", "", "", "", "6"]
-    assert rows[2] == ["Jónsson, Ólafur", "11", "s-11", "olafur", "A; '=1", "5"]
-    assert [r[5] for r in rows[3:]] == ["EX", "", ""]  # excused, undecided, nothing handed in
-    extra = [*decided(), result("Nobody", "passed", "passed")]
-    assert export("canvas", place, extra, "T", roster) == ["Nobody"]
-
-
-def test_moodle(tmp_path):
-    roster = tmp_path / "moodle.csv"
-    head = "Identifier,Full name,Email address,Status,Grade,Maximum grade,Feedback comments\n"
-    line = "Participant {0},{1},x@example.org,Submitted,,{2},\n"
-    people = [(11, "Ólafur Jónsson"), (12, "Eve Seven"), (15, "Kim Ex"), (16, "Al Gone")]
-    roster.write_text(head + "".join(line.format(i, n, "6,00") .replace("6,00", '"6,00"')
-                                     for i, n in people))  # fmt: skip
-    place = tmp_path / "out.csv"
-    made = decided()
-    made[0].exercises[1].comment = "nearly"
-    export("moodle", place, made, "T", roster)
-    rows = read(place)
-    assert rows[1] == ["Participant 11", "Ólafur Jónsson", "x@example.org", "Submitted", "5",
-                       "6,00", "Title b: nearly"]  # fmt: skip
-    assert [r[4] for r in rows[2:]] == ["", "", ""]
-    roster.write_text(head + line.format(11, "Ólafur Jónsson", "100.00"))
-    with pytest.raises(ValueError, match="add --out-of 100"):
-        export("moodle", place, made, "T", roster)
-    export("moodle", place, made, "T", roster, 100.0)
-    assert read(place)[1][4] == "83.33"
-
-
-def test_gradescope_and_plain(tmp_path):
-    roster = tmp_path / "gs.csv"
-    roster.write_text("First Name,Last Name,SID,Email,Role\nÓlafur,Jónsson,11,o@example.org,S\n")
-    place = tmp_path / "out.csv"
-    missing = export("gradescope", place, decided(), "T", roster)
-    assert missing == ["Eve (7)", "kimex"]
-    assert read(place)[1] == ["Ólafur", "Jónsson", "11", "o@example.org", "5", "6", "Graded", "4",
-                              "1"]  # fmt: skip
-    export("csv", place, klass(), "T")
-    rows = read(place)
-    assert rows[0][:5] == ["id", "student", "a", "b", "total"]
-    assert rows[3][:5] == ["13", "'=1+1", "", "", ""]
-    with pytest.raises(ValueError, match="no column 'Student'"):
-        export("canvas", place, klass(), "T", roster)
-
-
-def test_one_book_of_a_term(tmp_path):
-    def folder(name, *results):
-        data = {"notebook": name, "submissions": [r.to_dict() for r in results]}
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "grades.json").write_text(__import__("json").dumps(data))
-        return tmp_path / name
-
-    one = folder("01_x", result("Ada", "passed", "partial", id="11"), klass()[1])
-    two = folder("02_y", result("Ada L.", "passed", "passed", points=(4.0, 2.0), id="11"))
-    waiting = write_term([two, one], tmp_path / "term.csv")
-    assert read(tmp_path / "term.csv") == [
-        ["id", "student", "01_x", "02_y", "total", "max"],
-        ["11", "Ada L.", "5", "6", "11", "12"],
-        ["12", "Eve (7)", "", "", "", "12"],
-    ]
-    assert waiting == ["Eve (7): 03_x"]
-    with pytest.raises(ValueError, match="given already"):
-        write_term([one, one], tmp_path / "term.csv")
-    with pytest.raises(ValueError, match="holds no grades"):
-        write_term([tmp_path], tmp_path / "term.csv")
 
 
 LONG = """

@@ -1,7 +1,9 @@
 """Submissions are found in folders as learning platforms and students leave them."""
 
+import io
 import json
 import os
+import zipfile
 from datetime import datetime
 
 import pytest
@@ -164,3 +166,56 @@ def test_deadlines(save, solved, tmp_path):
     table.write_text("name,when\nada,2026-10-01\n")
     with pytest.raises(ValueError, match="student,deadline"):
         Deadlines.read(table)
+
+
+def _patched(make, change):
+    """Return the bytes of an archive that ``make`` fills, changed in a few of them."""
+    file = io.BytesIO()
+    make(file)
+    raw = bytearray(file.getvalue())
+    change(raw)
+    return bytes(raw)
+
+
+def _of_a_later_version(raw):
+    raw[raw.rindex(b"PK\x01\x02") + 6] = 99
+
+
+def _damaged(raw):
+    for k in range(45, 60):
+        raw[k] ^= 0xFF
+
+
+def _packed(method):
+    def make(file):
+        with zipfile.ZipFile(file, "w", method) as pack:
+            pack.writestr("x.ipynb", "{}" * 1000)
+
+    return make
+
+
+def _deep(file):
+    with zipfile.ZipFile(file, "w") as pack:
+        pack.writestr(zipfile.ZipInfo("a/" * 1200), b"")
+        pack.writestr("b/" * 1200 + "x.ipynb", "{}")
+
+
+DAMAGED = {
+    "a later version": _patched(_packed(zipfile.ZIP_DEFLATED), _of_a_later_version),
+    "damaged lzma": _patched(_packed(zipfile.ZIP_LZMA), _damaged),
+    "damaged bzip2": _patched(_packed(zipfile.ZIP_BZIP2), _damaged),
+    "damaged deflate": _patched(_packed(zipfile.ZIP_DEFLATED), _damaged),
+    "folders in folders": _patched(_deep, lambda raw: None),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_zip_file_stops_nobody_else(save, solved, tmp_path, kind):
+    save(solved, "in", "ada", f"{NAME}.ipynb")
+    (tmp_path / "in" / "zoe").mkdir()
+    (tmp_path / "in" / "zoe" / "submission.zip").write_bytes(DAMAGED[kind])
+    collected = collect(tmp_path / "in", NAME, IDS, home=tmp_path / "home")
+    assert {s.student: s.path is not None for s in collected} == {"ada": True, "zoe": False}
+    told = [left.place for left in collected.left]
+    told += [problem for s in collected for problem in (*s.problems, *s.look)]
+    assert any("submission.zip" in text or "x.ipynb" in text for text in told), told

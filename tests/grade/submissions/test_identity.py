@@ -11,11 +11,12 @@ from minids3.course.repository import root
 from minids3.grade.submissions.archives import unpack
 from minids3.grade.submissions.collect import collect
 from minids3.grade.submissions.deadlines import Deadlines
-from minids3.grade.submissions.identity import of_file, of_folder
+from minids3.grade.submissions.identity import Names
 
 NAME = "00_start_here"
 FOLDER = root() / "notebooks"
-RIGHT = (FOLDER / "solutions" / f"{NAME}.ipynb").read_bytes()
+SOLVED = (FOLDER / "solutions" / f"{NAME}.ipynb").read_bytes()
+RIGHT = json.dumps(json.loads(SOLVED)).encode()  # as a student's editor writes it
 STUB = (FOLDER / f"{NAME}.ipynb").read_bytes()
 
 
@@ -52,10 +53,15 @@ def found(inbox, folder=None):
         ("Week 3_jdoe_attempt_2026-10-01-12-00-00_hw.ipynb", "jdoe", "jdoe"),
         ("4711-88123 - Ada Lovelace - Oct 1, 2026 1159 PM", "Ada Lovelace", "4711"),
         ("li_2023111_00_start_here.ipynb", "li_2023111", ""),
+        ("Week 3_smith_j_attempt_2026-10-01-12-00-00_hw.ipynb", "smith_j", "smith_j"),
+        ("Lovelace, Ada(ada)", "Lovelace, Ada", "ada"),
+        ("ada-checkpoint.ipynb", "ada", ""),
+        ("2026-10 - Week 3 - Ada.ipynb", "2026-10 - Week 3 - Ada", ""),
+        ("hw_3_2026_ada.ipynb", "hw_3_2026_ada", ""),
     ],
 )
 def test_what_platforms_write(entry, name, id):
-    who = of_file(entry, NAME) if entry.endswith(".ipynb") else of_folder(entry)
+    who = Names([entry], NAME).of(entry, folder=not entry.endswith(".ipynb"))[0]
     assert (who.name, who.id) == (name, id)
 
 

@@ -440,3 +440,16 @@ def test_public_notebook_is_short(pristine, solved):
     assert kinds.count("answer") == kinds.count("check") == len(IDS)
     assert kinds[0] == "setup"
     assert len(cells) <= 16
+
+
+@pytest.mark.parametrize("first", ["seen = []", "seen: list = []", "from math import pi as seen"])
+def test_a_name_that_the_answer_binds_itself_wants_no_given_cell(pristine, solved, save, first):
+    given = next(c for c in pristine.cells if c.kind == "given" and c.number > 0)
+    own = copy.deepcopy(pristine.notebook)
+    own["cells"][given.number]["source"] = "seen, unseen = long_run(), 3"
+    uses = "def count_macs(*a):\n    seen.append(a)\n    return a\n"
+    path = save(own, f"{pristine.name}.ipynb")
+    for source, wanted in ((f"{first}\n{uses}", 0), (uses, 1), (f"seen += [1]\n{uses}", 1)):
+        cell(solved, "answer-mla-choose")["source"] = f"# EXERCISE mla-choose\n{source}"
+        program = merge(Pristine.read(path), solved)["mla-choose"]
+        assert [p.kind for p in program.pieces].count("given") == wanted, source

@@ -134,7 +134,7 @@ def grade_folder(notebook: Path, folder: Path, seed: int) -> SubmissionResult:
         if found.path is None:
             return undecided(task, found.problems[0])
         result = grade_one(task)
-    result.problems = found.problems
+    result.problems, result.remarks, result.look = found.problems, found.remarks, found.look
     return SubmissionResult.from_dict(scrub(result.to_dict()))
 
 

@@ -222,7 +222,7 @@ class Grader:
             for item in result.items:
                 item.points = 0.0
             return result
-        foreign = strangers(program.name, [*given, *own]) if exercise.kernel else []
+        foreign = strangers(program.name, own, given) if exercise.kernel else []
         judge(exercise, result, remote, shortcuts.named(own, given, rules), own, foreign)
         return result
 

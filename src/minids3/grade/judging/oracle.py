@@ -115,6 +115,7 @@ class Remote(Child):
             raise ProcessEnded(f"its operations cannot be repeated on other numbers ({why})")
         for counter in counters:
             counter.total += int(reply["multiply_adds"])
+            counter.sums += int(reply["sums"])
         return wire.decode(reply["value"])
 
     def _value(self, reply: dict[str, Any], ident: int | None, leaves: list[Tensor]) -> Any:

@@ -10,7 +10,7 @@ from minids3.grade.judging import shortcuts
 from minids3.grade.judging.kernels import definitions
 from minids3.grade.records import Program
 from minids3.grade.submissions.reading import cells_of
-from minids3.grade.submissions.slices import python_of
+from minids3.grade.submissions.slices import python_of, readable
 
 __all__ = ["given_before", "load_of"]
 
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from minids3.course import check, hint, progress, setup, solution
 """
+_TOO_DEEP = "raise SyntaxError('this cell is nested too deeply, or a line too long, to be read')"
 _KERNEL_PRELUDE = "from minids3.kernels.language import jit, tl, triton\n"
 
 
@@ -43,9 +44,15 @@ def load_of(exercise: Exercise, program: Program, rules: dict[str, str]) -> dict
     pieces = [{"kind": "setup", "code": _PRELUDE + (_KERNEL_PRELUDE if exercise.kernel else "")}]
     for id in program.earlier:
         pieces.append({"kind": "library", "code": _with_imports(id)})
+    given = [p.code for p in program.pieces if p.kind == "given"]
+    own = [p.code for p in program.pieces if p.kind != "given"]
     for p in program.pieces:
-        own = exercise.kernel and p.kind != "given"
-        pieces.append({"kind": p.kind, "code": definitions(p.code) if own else p.code})
+        code = p.code
+        if p.kind != "given" and not readable(code):
+            code = _TOO_DEEP
+        elif p.kind != "given" and exercise.kernel:
+            code = definitions(code, own, given)
+        pieces.append({"kind": p.kind, "code": code})
     return {
         "pieces": pieces,
         "name": program.name,

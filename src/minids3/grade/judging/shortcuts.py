@@ -17,11 +17,12 @@ import re
 import sys
 import types
 from collections.abc import Iterable, Iterator
+from functools import _lru_cache_wrapper as _Cached
 from functools import lru_cache
 from typing import Any
 
 from minids3.course.registry import Exercise
-from minids3.grade.process.tripwire import resolve
+from minids3.grade.process.tripwire import TWINS, resolve
 
 __all__ = [
     "INSIDE",
@@ -61,13 +62,19 @@ _UNUSUAL_NAMES = {
     "__code__", "__subclasses__", "__torch_function__", "__torch_dispatch__", "__builtins__",
     "_C", "ops", "_jit_get_operation", "_dispatch_call_boxed", "get_objects", "rewritten_fn",
     "_disable_current_modes", "FlopCounterMode", "ast_transformers", "input_transformers_post",
+    "__dict__", "__self__", "__func__", "__getattribute__", "__mro__", "__bases__", "gi_frame",
+    "f_builtins", "f_globals", "f_locals", "f_back", "parse_ir", "CompilationUnit", "_refs",
+    "_decomp", "_prims", "_inductor",
 }  # fmt: skip
+
+
+_INNER = _UNUSUAL_NAMES - {"compile", "eval", "exec", "open"}  # after a dot or in an import
 
 
 def dotted(found: Any) -> str:
     """Return where a function or class of ours is defined, or an empty string."""
     module, name = getattr(found, "__module__", ""), getattr(found, "__qualname__", "")
-    known = isinstance(found, types.FunctionType | type) or hasattr(found, "fn")
+    known = isinstance(found, types.FunctionType | type | _Cached) or hasattr(found, "fn")
     found = getattr(found, "fn", found)  # a Triton kernel
     if not known or not isinstance(module, str) or not module.startswith("minids3."):
         return ""
@@ -228,20 +235,10 @@ def uses(exercise: Exercise) -> set[str]:
     return {name for fn in fns for code in codes(getattr(fn, "fn", fn)) for name in code.co_names}
 
 
-# A ready-made function has twins: PyTorch's operators, its functions, its layers and optimizers.
-_TWINS = {
-    "scaled_dot_product_attention": ("scaled_dot_product", "multi_head_attention",
-                                     "multiheadattention", "flex_attention", "flash_attention"),
-    "cross_entropy": ("cross_entropy", "crossentropy", "nll_loss", "nllloss", "kl_div"),
-    "AdamW": ("adam",),
-    "clip_grad_norm_": ("clip_grad", "get_total_norm"),
-}  # fmt: skip
-
-
 def _twins(names: Iterable[str]) -> dict[str, str]:
     """Return parts of names that are as good as forbidden ones of PyTorch's, with those."""
     last = {n.rpartition(".")[2]: n for n in names if n.startswith("torch.")}
-    return {part: last[n] for n, parts in _TWINS.items() if n in last for part in parts}
+    return {part: last[n] for n, parts in TWINS.items() if n in last for part in parts}
 
 
 # reading a student's code -------------------------------------------------------------------------
@@ -322,6 +319,13 @@ def _twin(name: str, twins: dict[str, str]) -> list[str]:
     return [n for part, n in twins.items() if part in name.lower()]
 
 
+def _by_name(node: ast.Call) -> bool:
+    """Whether a call looks an attribute up by a name that does not stand there."""
+    if chain(node.func).rpartition(".")[2] not in ("getattr", "attrgetter", "methodcaller"):
+        return False
+    return any(not isinstance(a, ast.Constant) for a in node.args[1:2] or node.args[:1])
+
+
 def unusual(own: Iterable[str]) -> list[str]:
     """Return what in a student's code is no arithmetic: for a human's eyes, worth no points."""
     found: set[str] = set()
@@ -331,9 +335,10 @@ def unusual(own: Iterable[str]) -> list[str]:
                 found |= {a.name.split(".")[0] for a in node.names} & _UNUSUAL
             elif isinstance(node, ast.ImportFrom) and node.module:
                 found |= {node.module.split(".")[0]} & _UNUSUAL
-            elif isinstance(node, ast.Attribute) and node.attr in _UNUSUAL_NAMES - {
-                "compile", "eval", "exec", "open",
-            }:  # fmt: skip
+                found |= {*node.module.split("."), *(a.name for a in node.names)} & _INNER
+            elif isinstance(node, ast.Call) and _by_name(node):
+                found.add("getattr with a name that it computes")
+            elif isinstance(node, ast.Attribute) and node.attr in _INNER:
                 found.add(node.attr)
             elif isinstance(node, ast.Name) and node.id in _UNUSUAL_NAMES:
                 found.add(node.id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import stat
 import time
@@ -15,11 +14,13 @@ from typing import Any
 
 from minids3.grade.process import wire
 from minids3.grade.process.zygote import Zygote
+from minids3.isolation import folders
 
 __all__ = ["Child", "ProcessEnded", "TimeLimit"]
 
 
 _BUSY = 12  # so many times longer may an answer take by the clock
+_FILES = 2000  # and folders, that it may have at a time
 _NO_ANSWER = "no answer after {:.0f} s. Is there a loop that never ends?"
 
 
@@ -38,6 +39,7 @@ class Child:
         """``load`` says which pieces to run and which name to call (see ``runner``), or nothing."""
         self._zygote = zygote
         self._load = load or {"pieces": [], "name": "", "forbid": [], "seed": 0}
+        self._forbidden = frozenset(self._load["forbid"])
         self._limits = zygote.limits
         self._pid: int | None = None
         self._starts = 0
@@ -79,7 +81,7 @@ class Child:
         try:
             return self._zygote.end(pid)
         finally:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            folders.remove(self._scratch)
 
     def _cpu(self) -> float:
         """Return the processor time that the child has used, in seconds; -1 if nobody knows."""
@@ -147,15 +149,9 @@ class Child:
 
     def _look(self) -> None:
         """Stop a child that fills the disk or multiplies its threads."""
-        size = self._unlinked()
-        count = 0
-        for folder, _, files in os.walk(self._scratch):
-            for name in files:
-                with contextlib.suppress(OSError):
-                    size += os.lstat(os.path.join(folder, name)).st_blocks * 512
-                count += 1
-                if count > 2000 or size > self._limits.scratch_mib << 20:
-                    raise ProcessEnded("it wrote too many files")
+        size = self._unlinked() + folders.size(self._scratch, most=_FILES)
+        if size > self._limits.scratch_mib << 20:
+            raise ProcessEnded("it wrote too many files")
         with contextlib.suppress(OSError):
             if len(os.listdir(f"/proc/{self._pid}/task")) > self._limits.threads:
                 raise ProcessEnded("it started too many threads")
@@ -208,8 +204,9 @@ class Child:
             self.ended.append(reason)
             raise ProcessEnded(reason) from None
         tripped, printed = reply.get("tripped"), reply.get("printed")
-        for name in tripped if isinstance(tripped, list) else []:
-            if name in self._load["forbid"] and name not in self.tripped:  # and nothing else
+        told = tripped[: len(self._forbidden)] if isinstance(tripped, list) else []
+        for name in told:  # what it may tell, and nothing else
+            if isinstance(name, str) and name in self._forbidden and name not in self.tripped:
                 self.tripped.append(name)
         if isinstance(printed, str):
             self.printed = (self.printed + printed[:4000])[:4000]

@@ -201,4 +201,4 @@ def repeat(arguments: list[Any], steps: list[dict[str, Any]], result: Any) -> di
             given = [t for t in flat(made) if isinstance(t, Tensor)]
             tensors.update(zip(step["gives"], given, strict=True))
     value = wire.encode(_value_of(result, tensors))
-    return {"value": value, "multiply_adds": counter.total}
+    return {"value": value, "multiply_adds": counter.total, "sums": counter.sums}

@@ -141,6 +141,8 @@ class _Server:
                 future = execute(piece["code"], name, self.namespace, future)
             except BaseException as error:
                 failed.append({"piece": i, "line": _line(error, name), **_told(error)})
+            if piece["kind"] in ("setup", "library", "given"):
+                tripwire.taken()  # the notebook's own doing
         self.fn = self.namespace.get(m["name"])
         kind = "missing" if m["name"] not in self.namespace else type(self.fn).__name__
         usable = callable(self.fn) or hasattr(self.fn, "run")
@@ -259,6 +261,9 @@ class _Server:
 
 def warm_up() -> None:
     """Do once, before forking, what is slow the first time: importing parts of torch."""
+    import torch._decomp.decompositions
+    import torch._refs.nn.functional  # looked through by tripwire
+
     x = torch.ones(2, 2, requires_grad=True)
     y = torch.softmax(x @ x, -1).masked_fill(x > 0, 0.0)
     with replay.Recorder([x]) as recorder:

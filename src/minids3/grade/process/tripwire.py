@@ -86,31 +86,58 @@ def _everywhere(found: Any, trap: Any) -> None:
                     setattr(module, key, trap)
 
 
+# A ready-made function has twins: PyTorch's operators, its functions, its layers and optimizers.
+TWINS = {
+    "scaled_dot_product_attention": ("scaled_dot_product", "multi_head_attention",
+                                     "multiheadattention", "flex_attention", "flash_attention"),
+    "cross_entropy": ("cross_entropy", "crossentropy", "nll_loss", "nllloss", "kl_div"),
+    "AdamW": ("adam",),
+    "clip_grad_norm_": ("clip_grad", "get_total_norm"),
+}  # fmt: skip
+_GRAPHS = ("parse_ir", "_create_function_from_graph")  # they make functions of text
+
+
 def _operators(name: str) -> Iterator[tuple[Any, str]]:
     """Yield owner and name of PyTorch's operators that do a forbidden function's work."""
     import torch
+    import torch._decomp.decompositions
+    import torch._refs.nn.functional
 
-    last = name.rpartition(".")[2].strip("_").lower()
-    if not name.startswith("torch.") or len(last) < 6:
+    end = name.rpartition(".")[2]
+    last = end.strip("_").lower()
+    parts = TWINS.get(end, ()) + ((last,) if len(last) > 5 else ())
+    if not name.startswith("torch.") or not parts:
         return
-    owners = (torch, torch._C._nn, torch._C._VariableFunctions, torch.nn.functional)
+
+    def alike(key: str) -> bool:
+        return any(part in key.lower() for part in parts)
+
+    owners = (torch, torch._C._nn, torch._C._VariableFunctions, torch.nn.functional, torch._refs,
+              torch._refs.nn.functional, torch._decomp.decompositions)  # fmt: skip
     for owner in owners:
-        yield from ((owner, key) for key in dir(owner) if last in key.lower())
+        yield from ((owner, key) for key in dir(owner) if alike(key))
     for key in torch._C._dispatch_get_all_op_names():
         space, _, plain = key.partition("::")
         plain = plain.partition(".")[0]
-        if space in ("aten", "prims") and last in plain.lower() and "backward" not in plain:
+        if space in ("aten", "prims") and alike(plain) and "backward" not in plain:
             yield getattr(torch.ops, space), plain
 
 
 def install(names: list[str]) -> None:
     """Disarm what ``names`` (dotted) stand for; unknown names are passed over."""
+    import torch
+
     for name in names:
         for owner, key in list(_operators(name)):
             found = getattr(owner, key, None)
-            if callable(found) and not isinstance(found, type | types.FunctionType):
+            if owner is torch.nn.functional and isinstance(found, types.FunctionType):
+                continue  # others rest on it; a forbidden one is disarmed below
+            if callable(found) and not isinstance(found, type):
                 with contextlib.suppress(Exception):
                     setattr(owner, key, _trap(name))
+    for key in _GRAPHS:
+        with contextlib.suppress(AttributeError):
+            delattr(torch._C, key)
     for name in names:
         place = resolve(name)
         if place is None:

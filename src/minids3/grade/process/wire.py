@@ -27,6 +27,7 @@ __all__ = ["Broken", "Opaque", "decode", "encode", "receive", "send", "tensor_of
 _MALFORMED = (TypeError, LookupError, ValueError, ArithmeticError, MemoryError, RuntimeError)
 _SMALL = 1 << 200  # integers beyond this are nobody's answer
 _DEPTH = 60
+_LONG_RANGE = 1_000_000
 _SMALL_TENSOR = 1 << 16  # bytes
 _ALIKE = 64  # as many members of a set may have one hash: looking them up is quadratic in it
 _PLAIN_DTYPES = {
@@ -203,7 +204,10 @@ def decode(form: Any, make: Callable[[dict[str, Any]], Tensor] = tensor_of, dept
         if kind == "torch":
             return _PLAIN_DTYPES[body]
         if kind == "range":
-            return range(*(int(v) for v in body))
+            values = range(*(int(v) for v in body))
+            if len(values) > _LONG_RANGE:
+                raise Broken("a range of more than a million numbers")
+            return values
         if kind == "opaque":
             return _opaque(str(body))
     except Broken:

@@ -19,7 +19,6 @@ import importlib
 import json
 import os
 import pkgutil
-import shutil
 import signal
 import socket
 import sys
@@ -134,7 +133,7 @@ def main() -> None:
     import torch
 
     from minids3.grade.process import runner, wire
-    from minids3.isolation import sandbox
+    from minids3.isolation import folders, sandbox
 
     torch.set_num_threads(1)
     _import_everything(settings["kernels"])
@@ -154,7 +153,7 @@ def main() -> None:
     finally:
         for pid in alive:
             _end(pid)
-        shutil.rmtree(settings["home"], ignore_errors=True)  # whoever made it may be dead
+        folders.remove(Path(settings["home"]))  # whoever made it may be dead
 
 
 def _serve(

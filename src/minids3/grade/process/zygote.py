@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minids3.grade.process import wire
-from minids3.isolation import sandbox
+from minids3.isolation import folders, sandbox
 from minids3.isolation.sandbox import Limits
 
 __all__ = ["GraderFault", "Zygote"]
@@ -114,10 +113,10 @@ class Zygote:
             ours.settimeout(120)
             hello = wire.receive(ours)
         except (wire.Broken, OSError) as error:
-            shutil.rmtree(scratch, ignore_errors=True)
+            folders.remove(scratch)
             raise GraderFault(f"no process for a student's code: {error}") from None
         if "inside" not in hello:
-            shutil.rmtree(scratch, ignore_errors=True)
+            folders.remove(scratch)
             raise GraderFault(str(hello.get("fault", "the sandbox failed")))
         ours.settimeout(None)
         return pid, ours, scratch
@@ -140,4 +139,4 @@ class Zygote:
         self._process.kill()
         self._process.wait()
         self._process.stderr.close()
-        shutil.rmtree(self.home, ignore_errors=True)
+        folders.remove(self.home)

@@ -9,22 +9,31 @@ is taken out of the file.
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minids3.grade.files import write
 from minids3.grade.records import LOOK, ExerciseResult, SubmissionResult
 from minids3.grade.submissions.collect import Submission
-from minids3.grade.tables import Table, read_table, safe, same_name
+from minids3.grade.tables import Table, meant, read_table, safe, same_name
 
 __all__ = ["ALL", "Decision", "Decisions"]
 
 _HEADER = ("student", "exercise", "points", "comment", "excused", "reason")
 ALL = "*"  # in the place of an exercise: the whole submission
-_NO = {"", "0", "no", "n", "false", "nein", "non"}
+# With what spreadsheets write for TRUE and FALSE in other languages.
+_YES = {
+    "1", "x", "y", "yes", "true", "ex", "excused", "ja", "j", "wahr", "oui", "o", "vrai", "sí",
+    "si", "sì", "s", "verdadero", "vero", "sim", "verdadeiro", "waar", "sann", "sant", "sand",
+    "tosi", "prawda", "tak", "pravda", "ano", "igaz", "doğru", "да", "истина", "是", "真",
+}  # fmt: skip
+_NO = {
+    "0", "n", "no", "false", "nein", "falsch", "non", "faux", "falso", "não", "nao", "nee",
+    "onwaar", "nei", "nej", "usann", "falskt", "falsk", "epätosi", "fałsz", "nie", "nepravda",
+    "ne", "hamis", "yanlış", "yanliş", "нет", "ложь", "否", "假",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Decision:
     exercise: str
     points: float | None
     comment: str
-    excused: bool
+    excused: bool | None  # None where nothing was said
 
 
 @dataclass
@@ -58,7 +67,8 @@ class Decisions:
         made = cls(path)
         if not path.exists():
             return made
-        table = read_table(path, ("student", "exercise", "points"))
+        table = read_table(path, ("student", "exercise", "points"), by_hand=True)
+        table.demand(_HEADER)
         made.separator = table.separator
         for line, row in table.rows:
             filled = {k: row.get(k, "") for k in ("points", "comment", "excused")}
@@ -77,18 +87,56 @@ class Decisions:
         """Return the students of the file that handed nothing in.
 
         Raises:
-            ValueError: one of them is most likely somebody who did, written another way.
+            ValueError: one of them is most likely somebody who did, written another way; or a row
+                fits two students, or two rows decide the same.
         """
-        there = {n for r in handed_in for n in (same_name(r.student), r.id) if n}
+        there: dict[str, set[str]] = {}
+        for r in handed_in:
+            for name in {same_name(r.student), r.id} - {""}:
+                there.setdefault(name, set()).add(r.student)
+        self._check(there)
         missing = [n for n in self._lines if n not in there]
         for name in missing:
-            like = difflib.get_close_matches(name, sorted(there), 1, 0.85)
+            like = meant(name, there)
             if like:
+                other = f" (or, if {name} is somebody else, make an empty folder of that name)"
                 raise ValueError(
-                    f"{self.path}, line {self._lines[name]}: nobody is called {name!r}; is it "
-                    f"{like[0]!r}? Correct the file, or the decision is lost"
+                    f"{self.place(name)}: nobody is called {name!r}; is it "
+                    f"{' or '.join(map(repr, like))}? Correct the file, or the decision is lost"
+                    + ("" if name[:1].isdecimal() else other)
                 )
         return missing
+
+    def _check(self, there: Mapping[str, set[str]]) -> None:
+        """Refuse a row that fits two students, and rows by name and by number that are of one."""
+        first: dict[tuple[str, str], str] = {}
+        for name, exercise in self.found:
+            students = there.get(name, set())
+            if len(students) > 1:
+                several = ", ".join(sorted(students))
+                raise ValueError(f"{self.place(name)}: {name!r} fits {several}; write one of these")
+            for student in students:
+                before = first.setdefault((student, exercise), name)
+                if before != name:
+                    raise ValueError(
+                        f"{self.place(name)}: {student}, {exercise} is decided twice, as {before} "
+                        f"and as {name}: take one of them out"
+                    )
+
+    def place(self, student: str) -> str:
+        """Return where a student stands in the file."""
+        return f"{self.path}, line {self._lines[student]}"
+
+    def settles(self, student: str, ids: Iterable[str]) -> bool:
+        """Whether all of a notebook is decided for somebody, even if nothing was handed in.
+
+        That takes a row for the whole (``*``), so that no misspelt name becomes a student.
+        """
+        whole = self.found.get((student, ALL))
+        if whole is None:
+            return False
+        rows = [self.found.get((student, id)) for id in ids]
+        return all(_settled(mine, whole) for mine in rows)
 
     def apply(self, result: SubmissionResult) -> SubmissionResult:
         """Put what was decided into a result, and return it."""
@@ -105,8 +153,9 @@ class Decisions:
             mine = of(e.id)
             if mine is not None:
                 _apply(e, mine)
-            elif whole is not None and whole.excused:
-                _apply(e, whole)
+            if whole is not None and whole.excused and _open(mine):
+                own = "" if mine is None else mine.comment  # the whole's stands above all of it
+                _apply(e, replace(whole, comment=own))
         return result.total()
 
     def write(self, results: Iterable[SubmissionResult]) -> int:
@@ -132,13 +181,15 @@ def _decision(table: Table, line: int, row: dict[str, str], worth: Mapping[str, 
         student = student[1:]
     if not student:
         raise table.error(line, "names no student")
+    if student == ALL:
+        raise table.error(line, "a decision is one student's: name the student")
     if exercise != ALL and exercise not in worth:
         raise table.error(line, f"there is no exercise {exercise!r}; there are {', '.join(worth)}")
-    excused = row.get("excused", "").casefold() not in _NO
+    excused = _yes_or_no(table, line, row.get("excused", ""))
     points = None
     if row["points"]:
         try:
-            points = float(row["points"].replace(",", "."))
+            points = float(row["points"].replace(",", ".").replace("_", "?"))
         except ValueError:
             raise table.error(line, f"{row['points']!r} are no points") from None
         if exercise == ALL:
@@ -149,6 +200,31 @@ def _decision(table: Table, line: int, row: dict[str, str], worth: Mapping[str, 
         if excused:
             raise table.error(line, "what is excused has no points: take one of them out")
     return Decision(same_name(student), exercise, points, row.get("comment", ""), excused)
+
+
+def _yes_or_no(table: Table, line: int, text: str) -> bool | None:
+    """Return what the column ``excused`` says, None if nothing; never guess."""
+    said = text.casefold()
+    if said in _YES or said in _NO:
+        return said in _YES
+    if text:
+        raise table.error(
+            line,
+            f"'excused' is yes or no, not {text!r}; if that is the comment's, put the whole "
+            "comment into quotation marks",
+        )
+    return None
+
+
+def _open(decision: Decision | None) -> bool:
+    """Whether an exercise's own row leaves it to the row of the whole submission."""
+    return decision is None or (decision.points is None and decision.excused is None)
+
+
+def _settled(mine: Decision | None, whole: Decision) -> bool:
+    if mine is None or _open(mine):
+        return bool(whole.excused)
+    return mine.points is not None or bool(mine.excused)
 
 
 def _apply(e: ExerciseResult, decision: Decision) -> None:

@@ -54,15 +54,18 @@ def _total(result: SubmissionResult) -> str:
 
 def _sentence(result: SubmissionResult) -> str:
     """Say in one sentence where the student stands."""
-    n = len(result.exercises)
-    passed = sum(e.status == "passed" for e in result.exercises)
-    waiting = sum(e.needs_human for e in result.exercises)
+    if result.excused:
+        return "A person has excused you from this notebook: it does not count."
+    counted = [e for e in result.exercises if e.status != "excused"]
+    n = len(counted)
+    passed = sum(e.status == "passed" for e in counted)
+    waiting = sum(e.needs_human for e in counted)
     if waiting == n:
         return "Nobody has decided yet: a person will look at this submission."
     if passed == n:
         return "Everything passed, with inputs you had seen and with inputs you had not."
     first = (
-        next(e for e in result.exercises if e.status != "passed" and not e.needs_human)
+        next(e for e in counted if e.status != "passed" and not e.needs_human)
         if (passed + waiting < n)
         else None
     )

@@ -182,6 +182,7 @@ class Gradebook:
             result.problems = list(dict.fromkeys([*s.problems, *result.problems]))
             result.remarks = [*s.remarks, *_against_nbval(result)]
             result.id, result.look = s.id, list(s.look)
+            result.platform = s.platform
             result.exercises = [e for e in result.exercises if e.id in self.pristine.ids]
             found.append(decisions.apply(result))
         decisions.write(found)

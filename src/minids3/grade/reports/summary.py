@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from minids3.grade.records import ExerciseResult, SubmissionResult
+from minids3.grade.reports.export import whole
 from minids3.grade.reports.pages import STATUS, bar, chip, esc, kind_of, number, page, worth
 
 __all__ = ["summary"]
@@ -98,7 +99,7 @@ def _card(head: str, text: str, body: str) -> str:
 def _tiles(results: list[SubmissionResult]) -> str:
     there = _handed_in(results)
     totals = [r.points for r in _decided(results)]
-    most = max((r.max_points for r in results), default=0.0)
+    most = whole(results)
     middle = number(statistics.median(totals)) if totals else "–"
     absent = len(results) - len(there)
     tiles = [
@@ -156,7 +157,7 @@ def _bins(results: list[SubmissionResult], most: float) -> list[tuple[float, flo
 
 def _distribution(results: list[SubmissionResult]) -> str:
     there = _decided(results)
-    most = max((r.max_points for r in results), default=0.0)
+    most = whole(results)
     if not there or most <= 0:
         return ""
     bins = _bins(there, most)
@@ -170,7 +171,7 @@ def _distribution(results: list[SubmissionResult]) -> str:
             marks.append(
                 f'<rect x="{x + 2:.1f}" y="{base - h:.1f}" width="{step - 4:.1f}" '
                 f'height="{h:.1f}" rx="3" fill="var(--bar-look)"><title>{n} with '
-                f"{number(low)} to {number(up)} points</title></rect>"
+                f"{number(low)} to {number(min(up, most))} points</title></rect>"
             )
             counts.append(
                 f'<text class="value" x="{x + step / 2:.1f}" y="{base - h - 7:.1f}" '
@@ -190,7 +191,7 @@ def _distribution(results: list[SubmissionResult]) -> str:
         f'<line class="median" x1="{x:.1f}" y1="6" x2="{x:.1f}" y2="{base}"/>'
         f'<text x="{x + shift:.1f}" y="18" text-anchor="{anchor}">median {number(middle)}</text>'
     )
-    words = "; ".join(f"{number(a)} to {number(b)} points: {n}" for a, b, n in bins if n)
+    words = "; ".join(f"{number(a)} to {number(min(b, most))} points: {n}" for a, b, n in bins if n)
     drawn = (
         f'<svg viewBox="0 0 900 272" role="img" aria-label="Students by points. {esc(words)}">'
         f'<line class="grid" x1="{left}" y1="{base}" x2="{right}" y2="{base}"/>'
@@ -205,7 +206,8 @@ def _by_exercise(results: list[SubmissionResult]) -> dict[str, list[ExerciseResu
     found: dict[str, list[ExerciseResult]] = defaultdict(list)
     for r in _handed_in(results):
         for e in r.exercises:
-            found[e.id].append(e)
+            if e.status != "excused":
+                found[e.id].append(e)
     return found
 
 

@@ -6,18 +6,19 @@ while they come) or its depth.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import stat
 import zipfile
-import zlib
 from datetime import datetime
 from pathlib import Path
 
 __all__ = ["MAX_DEPTH", "unpack"]
 
 MAX_DEPTH = 3  # archives in archives
+_DEEP = 24  # folders in folders
 _MAX_FILES = 20_000
 _MAX_FILE, _MAX_ALL = 200_000_000, 4_000_000_000  # bytes, unpacked
 _UTF8 = 0x800
@@ -34,10 +35,16 @@ def _name(entry: zipfile.ZipInfo) -> str:
 
 
 def _parts(name: str) -> list[str]:
-    """Return the folders and the name of an entry, safe to make here; [] if there is none."""
+    """Return the folders and the name of an entry, safe to make here; [] if there is none.
+
+    Raises:
+        ValueError: it is none; the message says why.
+    """
     parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".")]
     if ".." in parts or any(":" in p[:2] for p in parts[:1]):
-        return []
+        raise ValueError("its name leads out of the archive")
+    if len(parts) > _DEEP:
+        raise ValueError(f"is nested in more than {_DEEP} folders")
     kept = []
     for part in parts:
         raw = part.replace("\0", "").encode("utf-8", "replace")
@@ -70,19 +77,19 @@ def unpack(archive: Path, home: Path) -> tuple[Path, list[tuple[str, str]]]:
             if len(entries) + len(folders) > _MAX_FILES:
                 raise ValueError(f"holds {len(entries) + len(folders)} files: unpack it yourself")
             for e in folders:
-                if parts := _parts(_name(e)):
-                    fresh.joinpath(*parts).mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(ValueError):  # an empty folder is nothing to tell of
+                    fresh.joinpath(*_parts(_name(e))).mkdir(parents=True, exist_ok=True)
             spent = 0
             for e in entries:
                 spent += _entry(pack, e, fresh, left)
                 if spent > _MAX_ALL:
                     raise ValueError("is larger than 4 GB when unpacked")
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError) as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise ValueError(f"is a broken zip file ({error})") from None
     except ValueError:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+    except Exception as error:  # zipfile raises many kinds on what somebody has damaged
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise ValueError(f"is a broken zip file ({error})") from None
     if target.exists():
         shutil.rmtree(fresh)
     else:
@@ -95,9 +102,13 @@ def _entry(
 ) -> int:
     """Write one entry and return its size; what cannot be written is noted in ``left``."""
     name = _name(e)
-    parts = _parts(name)
+    try:
+        parts = _parts(name)
+    except ValueError as error:
+        left.append((name, str(error)))
+        return 0
     if not parts:
-        left.append((name, "its name leads out of the archive"))
+        left.append((name, "it has no name"))
         return 0
     if stat.S_ISLNK(e.external_attr >> 16):
         left.append((name, "is a link, not a file"))
@@ -117,7 +128,7 @@ def _entry(
             os.utime(place, (stamp, stamp))
     except (RuntimeError, NotImplementedError):
         left.append((name, "is encrypted, or packed in a way that Python does not know"))
-    except (zipfile.BadZipFile, EOFError, ValueError, OSError, zlib.error) as error:
+    except Exception as error:  # as above, and of each way to pack its own
         left.append((name, f"cannot be unpacked: {error}"))
     else:
         return size

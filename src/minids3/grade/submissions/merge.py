@@ -274,4 +274,9 @@ def _needs(answer: Own, spec: Given) -> set[str]:
     if last is None:
         return {spec.name, *(name for s in answer.pool for name in s.loads)}
     # The function's own name too: a cell before the check may define it once more.
-    return {spec.name, *(name for s in answer.pool[: last + 1] for name in s.loads)}
+    used, bound = {spec.name}, set()
+    for s in answer.pool[: last + 1]:
+        if not s.function:
+            used |= s.loads - bound
+        bound |= s.fresh
+    return used.union(*(s.loads - bound for s in answer.pool[: last + 1] if s.function))

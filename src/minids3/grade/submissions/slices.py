@@ -26,6 +26,7 @@ __all__ = [
     "packages",
     "python_of",
     "quiet",
+    "readable",
     "statements",
 ]
 
@@ -40,6 +41,7 @@ _ELSEWHERE = re.compile(  # cell magics whose cell does not run in the notebook'
 )
 _LINE_MAGIC = re.compile(r"^([ \t]*)[%!?].*$", re.MULTILINE)
 _MANY = 60
+_DEEPER = 200  # calls
 _LONG_LINE = 10_000  # Python 3.12.1's tokenizer copies the line for each of its tokens
 # Syntax by the version that brought it. A grader's Python may be older than a student's.
 _NEWER = (
@@ -67,6 +69,7 @@ class Statement:
     calls: bool = False  # running it calls something, which may change what is passed
     function: bool = False  # a definition: what it loads is used when it is called
     variables: frozenset[str] = frozenset()  # of ``binds`` what is no function, class or module
+    fresh: frozenset[str] = frozenset()  # of ``binds`` what is new, and not an old value changed
 
 
 def _transformed(source: str) -> str:
@@ -169,6 +172,28 @@ def newer(
         return ""
 
 
+def readable(source: str) -> bool:
+    """Whether ``source`` can be read here, or fails to be Python wherever it is run.
+
+    Python's limits on nesting count from the present stack, so that what cannot be read in one
+    place may run in another. What is readable here is so from any place of the grader's.
+    """
+
+    def read(deeper: int) -> None:
+        if deeper:
+            read(deeper - 1)
+        else:
+            names_of(ast.parse(source))
+
+    try:
+        read(_DEEPER)
+    except (SyntaxError, ValueError):
+        return True
+    except (RecursionError, MemoryError, OverflowError):
+        return False
+    return True
+
+
 def quiet(source: str) -> str:
     """Return ``source`` with its own calls of ``check`` and the like taken out."""
     try:
@@ -244,6 +269,7 @@ def _statement(text: str, nodes: list[ast.stmt]) -> Statement:
         any(_calls(n) for n in nodes),
         any(isinstance(n, _DEFINES) or _is_lambda(n) for n in nodes),
         frozenset(name for n in nodes for name in _variables(n)),
+        frozenset(names.binds - names.loads),
     )
 
 
