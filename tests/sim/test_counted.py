@@ -77,6 +77,13 @@ def test_a_product_with_one_number_costs_nothing():
     assert counter.total == 0
 
 
+def test_sums_beside_products_are_counted():
+    with MultiplyAdds() as counter:
+        x = torch.where(M > 0, M + 1, M - 2.0)
+        x.sum(0)
+    assert (counter.total, counter.sums) == (0, 4 * 35)
+
+
 def attention():
     q, k = torch.ones(1, 3, 2, 8), torch.ones(1, 3, 5, 8)
     return torch.nn.functional.scaled_dot_product_attention(q, k, k)

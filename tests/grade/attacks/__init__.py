@@ -1075,3 +1075,41 @@ def rope(x, cos, sin):
 """,
     exercise="rope",
 )
+
+# costs that are counted ---------------------------------------------------------------------------
+
+_REBUILT = """
+import math
+import torch
+def product(x, w):
+    return x @ w.T
+{}
+def attend_absorbed(q_nope, q_rope, c_kv, k_rope, w_kv_b):
+    n_heads, nope = q_nope.shape[1], q_nope.shape[-1]
+    kv = product(c_kv, w_kv_b).unflatten(-1, (n_heads, -1)).transpose(1, 2)
+    k_nope, v = kv[..., :nope], kv[..., nope:]
+    scores = q_nope @ k_nope.transpose(-1, -2) + q_rope @ k_rope[:, None].transpose(-1, -2)
+    scores = scores / math.sqrt(nope + q_rope.shape[-1])
+    n_queries, n_keys = scores.shape[-2:]
+    future = torch.ones(n_queries, n_keys, dtype=torch.bool).triu(n_keys - n_queries + 1)
+    return torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1) @ v
+"""
+_attack(
+    "products_put_together_from_sums",
+    _REBUILT.format(
+        """
+def product(x, w):
+    if x.requires_grad or w.requires_grad:
+        return x @ w.T
+    x, w = x[:, :, None, :], w[None, None]
+    rest, total = x.abs(), torch.zeros(())
+    for bit in range(3, -25, -1):
+        one = rest >= 2.0 ** bit
+        rest = torch.where(one, rest - 2.0 ** bit, rest)
+        total = total + torch.where(one, w * 2.0 ** bit, 0.0)
+    return torch.where(x < 0, -total, total).sum(-1)
+"""
+    ),
+    exercise="mla-absorb",
+    plain=_REBUILT.format(""),
+)
