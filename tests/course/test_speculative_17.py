@@ -29,6 +29,14 @@ def test_accept_and_residual_are_the_librarys():
         torch.testing.assert_close(rest[i], residual(p[i], q[i]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_results_have_the_dtype_of_what_came_in(dtype):
+    p, q = (t.to(dtype) for t in distributions(3, 5, 9))
+    ours = accept_and_residual(p, q)
+    theirs = acceptance_probability(p, q), residual(p[0], q[0])
+    assert {t.dtype for t in (*ours, *theirs)} == {dtype}
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_check_drafts_decides_as_the_library_with_the_same_numbers(seed):
     p, q = distributions(seed, 4, 7)

@@ -193,7 +193,7 @@ def _added_up(schedule, n_stages, forward, input_grad, weight_grad, pair):
     ],
 )
 def check_idle_time(c):
-    """Times of unlike size, equal times, the shortest pipelines."""
+    """Times of unlike size, equal times, a long W, a slow pair, the shortest pipelines."""
     stages = 2 * c.size(3, 8)
     unit = c.choice([0.013, 0.017, 0.023])
     f, i, w, pair = 5 * unit, 7 * unit, 4 * unit, 13 * unit
@@ -217,6 +217,13 @@ def check_idle_time(c):
         c.close(got, 6.0, label="dualpipe, 8 stages, nothing hidden: 6")
         got = c.call("dualpipe", 8, 1.0, 1.0, 1.0, 2.0)
         c.close(got, 3.0, label="dualpipe, 8 stages, the forward hidden: 3")
+    with c.part():
+        slow = (4 * unit, 3 * unit, 5 * unit, 14 * unit)  # F, I, W, and more than F + B
+        got = c.call("zb1p", stages, *slow)
+        c.close(got, 2 * unit * (stages - 1), label="ZB1P, where W takes longer than I")
+        got = c.call("dualpipe", stages, *slow)
+        label = "DualPipe, where a pair takes longer than its halves"
+        c.close(got, 7 * unit * (stages // 2 - 1), label=label)
     for name, shortest in (("1f1b", 1), ("dualpipe", 2)):
         with c.part():
             got = c.call(name, shortest, f, i, w, pair)

@@ -246,6 +246,13 @@ def check_one_f_one_b(c):
         label = "four micro-batches on more ranks: four forwards, four backwards"
         c.equal(got, [(kind, i) for kind in "FB" for i in range(4)], label=label)
     with c.part():
+        few = c.size(3, 5)
+        got = _pairs(c.call(0, few + 1, few))
+        label = f"{few} micro-batches and as many ranks after this one: all forwards first"
+        c.equal(got, [(kind, i) for kind in "FB" for i in range(few)], label=label)
+        got = _pairs(c.call(0, few + 1, few + 1))
+        c.equal(got, _expected(0, few + 1, few + 1), label="and one micro-batch more: one turn")
+    with c.part():
         got = _pairs(c.call(0, 1, 2))
         label = "a single rank takes turns from the start"
         c.equal(got, [("F", 0), ("B", 0), ("F", 1), ("B", 1)], label=label)

@@ -13,7 +13,7 @@ def backward_input(grad_y, x, w1, w2):
     """The I of a stage with two weights: y = silu(x @ w1.T) @ w2.T
 
     grad_y [N, D]: gradient of the loss with respect to y
-    x [N, D]; w1 [H, D]; w2 [D, H]
+    x [N, D]; w1 [H, D]; w2 [D, H]; all of one dtype, and so are the results
     returns grad_x [N, D], and what W needs, a list of two pairs, w1's
     first: (input of its product, gradient of its product's output)
     """
@@ -143,8 +143,8 @@ def _with_tanh(grad_y, x, w1, w2):
         Mutant(
             "slope_sigmoid",
             _slope_sigmoid,
-            "You took sigmoid as SiLU's slope. SiLU is a product of two functions of `before`, so "
-            "its slope has two terms.",
+            "You took sigmoid as SiLU's slope. SiLU is a product, a times sigmoid(a), and both "
+            "change with a: its slope has two terms.",
         ),
         Mutant(
             "slope_of_sigmoid",
@@ -204,7 +204,7 @@ def _with_tanh(grad_y, x, w1, w2):
     ],
 )
 def check_backward_input(c):
-    """Input gradient, both pairs, the weights' gradients made from them; large values, one row."""
+    """Input gradient, both pairs, the weights' gradients made from them; float64; large values."""
     rows, width, inner = c.size(9, 12), c.size(5, 7), c.size(14, 18)
     grad_y, x = c.randn(rows, width), 2 * c.randn(rows, width)
     w1, w2 = c.randn(inner, width) / width**0.5, c.randn(width, inner) / inner**0.5
@@ -212,10 +212,10 @@ def check_backward_input(c):
         grad_y, x, w1, w2, returns=2, label=f"runs on grad_y {[rows, width]}, returns two things"
     )
     wanted = _truth(grad_y, x, w1, w2)
+    why = "it is no list of two pairs of tensors"
     with c.part():
         c.close(grad_x, wanted["x"], label="grad_x is what the stage before needs", rtol=1e-3)
     with c.part():
-        why = "it is no list of two pairs of tensors"
         c.true(_is_pairs(kept), "two pairs are kept for W", why)
         c.shape(kept[0][0], [rows, width], label=f"w1's input has shape {[rows, width]}")
         c.shape(kept[0][1], [rows, inner], label=f"w1's gradient has shape {[rows, inner]}")
@@ -227,15 +227,30 @@ def check_backward_input(c):
             got = kept[1][1].T @ kept[1][0]
             c.close(got, wanted["w2"], label="W from the second pair: w2's gradient", rtol=1e-3)
     with c.part():
+        fine = [t.double() for t in (grad_y, x, w1, w2)]
+        wanted = _truth(*fine)
+        grad_x, kept = c.call(*fine, returns=2)
+        label = "in float64: grad_x, to ten digits"
+        c.close(grad_x, wanted["x"], label=label, rtol=1e-10, atol=1e-12)
+        c.dtype(grad_x, torch.float64, label="and float64 itself")
+        c.true(_is_pairs(kept), "and two pairs, in float64", why)
+        got = [grad.double().T @ given.double() for given, grad in kept]
+        wanted = [wanted["w1"], wanted["w2"]]
+        label = "and both weights' gradients, made from the pairs"
+        c.close(got, wanted, label=label, rtol=1e-10, atol=1e-12)
+    with c.part():
         before = x[:1] @ w1.T  # past where exp overflows, on both sides
         one = (grad_y[:1], x[:1] * (100 / min(before.max(), -before.min())), w1, w2)
         grad_x, kept = c.call(*one, returns=2)
         wanted = _truth(*one)
         c.close(grad_x, wanted["x"], label="one row, large values: grad_x", rtol=1e-3, atol=1e-4)
-        c.true(_is_pairs(kept), "and two pairs", "it is no list of two pairs of tensors")
+        c.true(_is_pairs(kept), "and two pairs", why)
         c.shape(kept[0][1], [1, inner], label="and w1's gradient has a row")
         got = kept[0][1].T @ kept[0][0]
         c.close(got, wanted["w1"], label="and w1's gradient", rtol=1e-3, atol=1e-3)
+        c.shape(kept[1][0], [1, inner], label="and w2's input has a row")
+        got = kept[1][1].T @ kept[1][0]
+        c.close(got, wanted["w2"], label="and w2's gradient", rtol=1e-3, atol=1e-3)
 
 
 def _is_pairs(kept):
@@ -250,4 +265,4 @@ def _truth(grad_y, x, w1, w2):
     leaves = [t.double().requires_grad_() for t in (x, w1, w2)]
     y = F.silu(leaves[0] @ leaves[1].T) @ leaves[2].T
     grads = torch.autograd.grad(y, leaves, grad_y.double())
-    return {name: g.float() for name, g in zip(("x", "w1", "w2"), grads, strict=True)}
+    return {name: g.to(x.dtype) for name, g in zip(("x", "w1", "w2"), grads, strict=True)}

@@ -37,7 +37,7 @@ def run_streams(streams, needs):
 # fmt: on
 
 
-def _run(streams, needs, begin=None, endless=False):
+def _run(streams, needs, begin=None, endless=False, halves=False):
     """The solution with another rule for the start of a task."""
     times, free = {}, dict.fromkeys(streams, 0.0)
     left = {stream: list(tasks) for stream, tasks in streams.items()}
@@ -52,7 +52,7 @@ def _run(streams, needs, begin=None, endless=False):
                 free[stream] = start + seconds
                 moved = True
         if not moved:
-            if endless:
+            if endless or (halves and not all(left.values())):
                 return times
             raise ValueError("nobody can go on")
     return times
@@ -98,6 +98,21 @@ def _sum_of_needs(streams, needs):
     return _run(streams, needs, lambda free, ends: max(free, sum(ends)))
 
 
+def _last_later(streams, needs):
+    def begin(free, ends):
+        start = free
+        for end in ends:
+            if end > free:
+                start = end
+        return start
+
+    return _run(streams, needs, begin)
+
+
+def _waits_added(streams, needs):
+    return _run(streams, needs, lambda free, ends: free + sum(max(0.0, e - free) for e in ends))
+
+
 def _starts_with_need(streams, needs):
     times, free = {}, dict.fromkeys(streams, 0.0)
     run_streams(streams, needs)
@@ -132,6 +147,10 @@ def _overtakes(streams, needs):
 
 def _no_error(streams, needs):
     return _run(streams, needs, endless=True)
+
+
+def _all_stuck(streams, needs):
+    return _run(streams, needs, halves=True)
 
 
 def _durations(streams, needs):
@@ -245,6 +264,18 @@ def _relaxation(streams, needs):
             "You added the ends up. Tasks that end at 3 and at 5 have both ended at 5, not at 8.",
         ),
         Mutant(
+            "last_later",
+            _last_later,
+            "Every need that ends after the stream became free replaces the one before it in the "
+            "list, so that the last of these counts. The latest end does.",
+        ),
+        Mutant(
+            "waits_added",
+            _waits_added,
+            "You added up how long each need has to be waited for. One waits for all of them at "
+            "the same time: take the latest end.",
+        ),
+        Mutant(
             "starts_with_need",
             _starts_with_need,
             "Your task begins when what it needs begins. It has to wait for the end.",
@@ -262,6 +293,12 @@ def _relaxation(streams, needs):
             "hang: raise ValueError.",
         ),
         Mutant(
+            "all_stuck",
+            _all_stuck,
+            "You raise only if every stream is stuck. If one gets to its end and another does not, "
+            "tasks are left out silently: look at whether any is left.",
+        ),
+        Mutant(
             "durations",
             _durations,
             "The second number is the task's end, not how long it takes.",
@@ -273,7 +310,7 @@ def _relaxation(streams, needs):
     ],
 )
 def check_run_streams(c):
-    """One layer, a blocked stream, three streams, and tasks that wait for each other."""
+    """One layer, a blocked stream, three needs, no length, and tasks that wait for each other."""
     a, b, d = (0.37 * c.size(low, high) for low, high in ((4, 7), (9, 13), (16, 21)))
     streams = {
         "compute": [("attention", a), ("experts", b)],
@@ -312,6 +349,15 @@ def check_run_streams(c):
             label = f"needs of {late:g} and {early:g}: the later one counts"
             c.close(got, _pairs(wanted), label=label)
     with c.part():
+        for at, name in enumerate(("first", "second", "last")):
+            took = [a, b]
+            took.insert(at, d)
+            three = {"w": [("p", took[0])], "x": [("q", took[1])], "y": [("r", took[2])]}
+            got = _pairs(c.call({**three, "z": [("s", b)]}, {"s": ["p", "q", "r"]}))
+            wanted = {"p": (0, took[0]), "q": (0, took[1]), "r": (0, took[2]), "s": (d, d + b)}
+            label = f"a stream at rest waits for three, of which the {name} takes longest"
+            c.close(got, _pairs(wanted), label=label)
+    with c.part():
         busy = {"x": [("p", a)], "y": [("q", d), ("r", b)]}
         got = _pairs(c.call(busy, {"r": ["p"]}))
         wanted = {"p": (0, a), "q": (0, d), "r": (d, d + b)}
@@ -319,8 +365,8 @@ def check_run_streams(c):
     with c.part():
         layers, tasks, need = c.size(6, 8), {"compute": [], "communication": []}, {}
         for n in range(layers):
-            tasks["compute"] += [(f"A{n}", a), (f"B{n}", b)]
-            tasks["communication"] += [(f"send A{n}", b), (f"send B{n}", a)]
+            tasks["compute"] += [(f"A{n}", a / 7), (f"B{n}", b / 7)]
+            tasks["communication"] += [(f"send A{n}", b / 7), (f"send B{n}", a / 7)]
             need[f"send A{n}"], need[f"send B{n}"] = [f"A{n}"], [f"B{n}"]
             if n:
                 need[f"A{n}"], need[f"B{n}"] = [f"send A{n - 1}"], [f"send B{n - 1}"]
@@ -328,17 +374,21 @@ def check_run_streams(c):
         label = f"{layers} layers of two micro-batches that take turns"
         c.close(got, _pairs(_truth(tasks, need)), label=label)
     with c.part():
-        own = {"x": [("p", a), ("q", b)], "y": [("r", 0.0), ("s", a), ("t", a)], "z": []}
+        queue = [("r", 0.0), ("s", a), ("o", 0.0), ("t", a)]
+        own = {"x": [("p", a), ("q", b)], "y": queue, "z": []}
         got = _pairs(c.call(own, {"q": ["p", "r"], "t": ["q", "p", "r"]}))
         wanted = {"p": (0, a), "q": (a, a + b), "r": (0, 0), "s": (0, a), "t": (a + b, 2 * a + b)}
-        label = "a need on its own stream, a task of no length, a stream without tasks"
+        wanted["o"] = (a, a)
+        label = "a need on its own stream, tasks of no length, a stream without tasks"
         c.close(got, _pairs(wanted), label=label)
     with c.part():
         label = "an error: p needs q, which comes after it on its own stream"
-        c.raises(ValueError, {"x": [("o", a), ("p", a), ("q", b)]}, {"p": ["q"]}, label=label)
+        stuck = {"x": [("o", a), ("p", a), ("q", b)], "y": [("r", d)]}
+        c.raises(ValueError, stuck, {"p": ["q"]}, label=label)
     with c.part():
         label = "an error: p needs a task that is in no stream"
-        c.raises(ValueError, {"x": [("o", a), ("p", a)]}, {"p": ["nobody"]}, label=label)
+        stuck = {"y": [("r", d)], "x": [("o", a), ("p", a)]}
+        c.raises(ValueError, stuck, {"p": ["nobody"]}, label=label)
     circle = {"x": [("o", b), ("p", a), ("q", b)], "y": [("r", d)]}
     with c.part():
         label = "a circle is an error: p needs r, r needs q, q comes after p"

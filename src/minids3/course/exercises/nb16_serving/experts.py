@@ -59,7 +59,9 @@ def _replicas(load, n_places, key=None, last=False):
     return expert_of, count, load
 
 
-def _packed(expert_of, weight, n_gpus, *, up=False, room=True, ties="first", apart=False):
+def _packed(
+    expert_of, weight, n_gpus, *, up=False, room=True, ties="first", apart=False, emptier=False
+):
     sign = 1 if up else -1
     order = sorted(range(len(expert_of)), key=lambda r: sign * weight[r])
     if ties == "last":
@@ -70,7 +72,7 @@ def _packed(expert_of, weight, n_gpus, *, up=False, room=True, ties="first", apa
         free = [g for g in range(n_gpus) if not room or len(gpus[g]) < size]
         if apart:
             free = [g for g in free if expert_of[r] not in gpus[g]] or free
-        lightest = min(free, key=lambda g: held[g])
+        lightest = min(free, key=lambda g: (held[g], len(gpus[g]) if emptier else 0))
         gpus[lightest].append(expert_of[r])
         held[lightest] += weight[r]
     return gpus
@@ -97,6 +99,21 @@ def _one_more_each(load, n_places, n_gpus):
 def _after_adding(load, n_places, n_gpus):
     expert_of, count, load = _replicas(load, n_places, lambda x, n: x / (n + 1))
     return _packed(expert_of, _shares(expert_of, count, load), n_gpus)
+
+
+def _floored_choice(load, n_places, n_gpus):
+    expert_of, count, load = _replicas(load, n_places, lambda x, n: x // n)
+    return _packed(expert_of, _shares(expert_of, count, load), n_gpus)
+
+
+def _floored(load, n_places, n_gpus):
+    expert_of, count, load = _replicas(load, n_places, lambda x, n: x // n)
+    return _packed(expert_of, [load[e] // count[e] for e in expert_of], n_gpus)
+
+
+def _emptier(load, n_places, n_gpus):
+    expert_of, count, load = _replicas(load, n_places)
+    return _packed(expert_of, _shares(expert_of, count, load), n_gpus, emptier=True)
 
 
 def _whole_load(load, n_places, n_gpus):
@@ -236,6 +253,24 @@ def _with_tensors(load, n_places, n_gpus):
             "whoever carries most now.",
         ),
         Mutant(
+            "floored_choice",
+            _floored_choice,
+            "You compared loads per replica in whole tokens. 7 tokens on two replicas are 3.5 "
+            "each, more than the 3 of an expert that has one.",
+        ),
+        Mutant(
+            "floored",
+            _floored,
+            "Your replicas carry whole tokens, in both steps. 7 tokens on two replicas are 3.5 "
+            "each: divide without rounding.",
+        ),
+        Mutant(
+            "emptier",
+            _emptier,
+            "Of GPUs with equal loads you took the one with fewer replicas. It is the first of "
+            "them, however many it holds.",
+        ),
+        Mutant(
             "whole_load",
             _whole_load,
             "You packed replicas with their expert's whole load. Replicas share it.",
@@ -300,7 +335,7 @@ def _with_tensors(load, n_places, n_gpus):
     ],
 )
 def check_place_experts(c):
-    """A steep load, equal loads, no redundancy, odd loads and none, one hot expert."""
+    """A steep load, equal loads, no redundancy, odd loads and none, one hot expert, ties."""
     experts, gpus = c.size(9, 11), c.size(4, 5)
     places = gpus * (experts // gpus + 2)
     load = _skewed(c, experts)
@@ -343,6 +378,26 @@ def check_place_experts(c):
         hot[c.randint(0, experts, 1)] = 20 * _UNIT
         got = c.call(hot, places, gpus)
         c.equal(_lists(got), _expected(hot, places, gpus), label="one expert far above the others")
+    m = 2 * c.size(1, 9) + 1
+    for pair in ([m, 2 * m + 1], [2 * m + 1, m + 1]):
+        with c.part():
+            got = c.call(torch.tensor(pair), 4, 2)
+            label = f"four places for loads of {pair[0]} and {pair[1]}: half a token decides"
+            c.equal(_lists(got), _expected(torch.tensor(pair), 4, 2), label=label)
+    for name, loads in (
+        ("the first of which holds more", [6, 5, 5, 2, 2, 1, 1, 1]),
+        ("the first of which holds less", [6, 3, 3, 1, 1, 1]),
+    ):
+        with c.part():
+            even = c.size(1, 9) * torch.tensor(loads)[c.rand(len(loads)).argsort()]
+            got = c.call(even, len(loads), 2)
+            label = f"two GPUs of equal load, {name}"
+            c.equal(_lists(got), _expected(even, len(loads), 2), label=label)
+    with c.part():
+        none = c.size(1, 9) * torch.tensor([5, 3, 3, 0, 0, 0])[c.rand(6).argsort()]
+        got = c.call(none, 6, 2)
+        label = "experts without any load go where the load is least, too"
+        c.equal(_lists(got), _expected(none, 6, 2), label=label)
 
 
 def _skewed(c, experts):

@@ -87,6 +87,12 @@ def _empty_read(out, lse):
     return (_shares(lse)[..., None] * out).sum(-2), _whole_lse(lse)
 
 
+def _one_part_early(out, lse):
+    if lse.shape[-1] == 1:
+        return out[..., 0, :], lse[..., 0]
+    return merge_splits(out, lse)
+
+
 def _largest_only(out, lse):
     weights = torch.nn.functional.one_hot(lse.argmax(-1), lse.shape[-1]).to(out.dtype)
     return _weigh(out, lse, weights)
@@ -190,6 +196,12 @@ def _one_after_another(out, lse):
             "times NaN is NaN. Set it to 0 first.",
         ),
         Mutant(
+            "one_part_early",
+            _one_part_early,
+            "Where there is one part you return it as it is. That part may be empty, too, and then "
+            "anything lies in its place: the result has to be 0.",
+        ),
+        Mutant(
             "largest_only",
             _largest_only,
             "You kept the part with the largest sum and dropped the others. They count by their "
@@ -231,7 +243,7 @@ def _one_after_another(out, lse):
     ],
 )
 def check_merge_splits(c):
-    """Unequal parts, empty ones, sums far from 1 and apart, more axes and none, no rows at all."""
+    """Unequal parts, empty ones, one, two; sums far from 1 and apart; more axes; no rows at all."""
     heads, width = c.size(2, 4), c.size(5, 8)
     cuts = [c.size(2, 4), c.size(6, 9), c.size(1, 2), c.size(3, 5)]
     scores, rows = 2 * c.randn(heads, sum(cuts)), c.randn(sum(cuts), width)
@@ -298,6 +310,28 @@ def check_merge_splits(c):
         c.close(got[1], [-math.inf, *scores.logsumexp(-1)[1:].tolist()] if isinstance(got[1], list)
                 else torch.cat((torch.tensor([-math.inf]), scores.logsumexp(-1)[1:])),
                 label="and its lse: -inf")  # fmt: skip
+    with c.part():
+        one, own = out[:, 1:2].clone(), lse[:, 1:2].clone()
+        one[0], own[0] = float("nan"), -math.inf
+        got = c.call(one, own, returns=2)
+        want = torch.cat((torch.zeros(1, width), out[1:, 1]))
+        c.close(got[0], want, label="a single part, without rows for one head")
+        c.close(got[1], own[:, 0], label="and its lse, handed on")
+        two, both = out[:, :2].clone(), lse[:, :2].clone()
+        two[0, 0], both[0, 0] = float("nan"), -math.inf
+        two[1, 1], both[1, 1] = float("nan"), -math.inf
+        got = c.call(two, both, returns=2)
+        want = (lse[:, :2].softmax(-1)[..., None] * out[:, :2]).sum(-2)
+        want[0], want[1] = out[0, 1], out[1, 0]
+        c.close(got[0], want, label="two parts, the first or the second empty")
+        c.close(got[1], both.logsumexp(-1), label="and their lse, of two parts")
+    with c.part():
+        # Weights of some 1e-5, and numbers large enough to be seen all the same.
+        low, loud = lse.clone(), out.clone()
+        low[:, 0], loud[:, 0] = low.amax(-1) - 11.0, 1e4 * (1 + c.rand(heads, width))
+        want = (low.double().softmax(-1)[..., None] * loud).sum(-2).float()
+        got = c.call(loud, low, returns=2)
+        c.close(got[0], want, label="a part of small weight and large numbers", rtol=1e-3)
 
 
 def _parts(scores, rows, cuts):

@@ -11,7 +11,8 @@ from minids3.course.registry import Alternative, Mutant, exercise
 def store_rows(pages, tables, lengths, rows, counts, free):
     """Write the new rows of several texts into their pages.
 
-    pages [P, size, W]: the memory, P pages of `size` rows
+    pages [P, size, W]: the memory, P pages of `size` rows, in any dtype,
+    which it keeps
     tables: a list for each text, the numbers of its pages in order
     lengths: rows that each text has; counts: its new ones, 0 or more
     rows [sum(counts), W]: the new rows, text after text
@@ -42,7 +43,7 @@ def store_rows(pages, tables, lengths, rows, counts, free):
 
 def _wrong(
     pages, tables, lengths, rows, counts, free, *,
-    first=0, where=None, fresh=False, last=False, quiet=False, ahead=False, order=None,
+    first=0, where=None, fresh=False, last=False, quiet=False, ahead=False, order=None, zero="",
 ):  # fmt: skip
     """The solution with a mistake in it."""
     size = pages.shape[1]
@@ -50,10 +51,11 @@ def _wrong(
     slots = []
     for table, length, count in zip(tables, lengths, counts, strict=True):
         for s in range(length + first, length + first + count):
-            if s // size >= len(table) or (fresh and s % size == 0):
+            missing = s // size >= len(table) or (zero == "in a table" and not table[s // size])
+            if missing or (fresh and s % size == 0):
                 if not free and quiet:
                     continue
-                if not free:
+                if not free or (zero == "in free" and not free[0]):
                     raise ValueError("no page is free")
                 table.append(free.pop(-1 if last else 0))
             at = len(table) - 1 if fresh else s // size
@@ -104,6 +106,14 @@ def _last_entry(pages, tables, lengths, rows, counts, free):
 
 def _from_the_back(pages, tables, lengths, rows, counts, free):
     return _wrong(pages, tables, lengths, rows, counts, free, last=True)
+
+
+def _zero_is_none(pages, tables, lengths, rows, counts, free):
+    return _wrong(pages, tables, lengths, rows, counts, free, zero="in free")
+
+
+def _zero_is_missing(pages, tables, lengths, rows, counts, free):
+    return _wrong(pages, tables, lengths, rows, counts, free, zero="in a table")
 
 
 def _ahead(pages, tables, lengths, rows, counts, free):
@@ -237,6 +247,18 @@ def _flat_slots(pages, tables, lengths, rows, counts, free):
             "say which page comes next.",
         ),
         Mutant(
+            "zero_is_none",
+            _zero_is_none,
+            "You took the free page 0 for none at all: in an `if`, 0 counts as false. Ask whether "
+            "the list is empty.",
+        ),
+        Mutant(
+            "zero_is_missing",
+            _zero_is_missing,
+            "You took page 0 in a table for an entry that is missing: in an `if`, 0 counts as "
+            "false. Ask how long the table is.",
+        ),
+        Mutant(
             "ahead",
             _ahead,
             "You took the next page as soon as the last one was full. The text may end right "
@@ -273,13 +295,13 @@ def _flat_slots(pages, tables, lengths, rows, counts, free):
     ],
 )
 def check_store_rows(c):
-    """Full pages, spare pages, no new rows, an empty text, and a memory that is full."""
+    """Full pages, spare pages, page 0, no new rows, an empty text, and a memory that is full."""
     size, width = c.size(3, 5), c.size(2, 4)
     # Of 4 texts: one that ends with its page, a full page, nothing new, spare pages.
     lengths = [size + 1, 2 * size, size - 1, size - 1]
     counts = [size - 1, size + c.size(1, 2), 0, 2]
     numbers = (c.rand(20).argsort() + 1).tolist()
-    tables = [numbers[:2], numbers[2:4], numbers[4:5], numbers[5:8]]
+    tables = [numbers[:2], numbers[2:4], numbers[4:5], [numbers[5], 0, numbers[7]]]
     free = numbers[8:14]
     pages, rows = c.randn(21, size, width), c.randn(sum(counts), width)
     got = c.call(
@@ -295,13 +317,15 @@ def check_store_rows(c):
         c.equal(got[0], want[0], label="every row in its place, and nothing else touched")
     with c.part():
         n = c.size(7, 11)
-        pages, rows = c.randn(8, size, width), c.randn(n + 1, width)
-        two = (pages, [[5], []], [1, 0], rows, [n, 1], [3, 6, 1, 0, 4])
+        pages, rows = (c.randn(m, width).bfloat16() for m in (8 * size, n + 1))
+        pages = pages.view(8, size, width)
+        two = (pages, [[5], []], [1, 0], rows, [n, 1], [0, 3, 6, 1, 4])
         got = c.call(*two, returns=3)
         want = _expected(*two)
         label = "a prompt over several pages, and a text's first row: their tables"
         c.equal(_lists(got[1]), want[1], label=label)
         c.equal(got[0], want[0], label="and their rows")
+        c.dtype(got[0], torch.bfloat16, label="and the memory is bfloat16, as it was")
     with c.part():
         none = c.randn(4, size, width)
         one = (none, [[2], []], [1, 0], c.randn(0, width), [0, 0], [1])

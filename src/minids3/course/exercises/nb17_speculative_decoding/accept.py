@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from minids3.course.compare import dtype_name
 from minids3.course.registry import Alternative, Mutant, exercise
 
 
@@ -12,8 +13,9 @@ def accept_and_residual(p, q):
     """Chance of each token to be accepted as a draft, and what is drawn after a no.
 
     p [..., V]: the main model's distribution at the draft's place
-    q [..., V]: what the draft was drawn from; both sum to 1 over V
-    returns, in p's dtype, accept [..., V], 1 where q is 0: nobody drafts
+    q [..., V]: what the draft was drawn from, in the same dtype as p; both
+    sum to 1 over V
+    returns, in that dtype, accept [..., V], 1 where q is 0: nobody drafts
     that token; and residual [..., V], what is drawn from if the draft is
     rejected: what p has more than q, scaled to sum to 1. Where p equals q
     everywhere, nothing is ever rejected, and the residual is p.
@@ -96,6 +98,10 @@ def _equal_is_zero(p, q):
 
 def _never_drafted(p, q):
     return _with(p, q, accept=torch.where(q > 0, (p / q).clamp(max=1), torch.zeros_like(p)))
+
+
+def _in_float32(p, q):
+    return tuple(t.float() for t in accept_and_residual(p, q))
 
 
 def _by_overlap(p, q):
@@ -222,6 +228,12 @@ def _row_by_row(p, q):
             "Where q is 0 your chance is 0. Such a draft is never made, and the docstring asks "
             "for 1, the limit of p / q at most 1.",
         ),
+        Mutant(
+            "in_float32",
+            _in_float32,
+            "Your results are float32 whatever comes in. Tensors made from lists of numbers are, "
+            "too: both have p's and q's dtype.",
+        ),
     ],
     alternatives=[
         Alternative("by_overlap", _by_overlap),
@@ -240,6 +252,8 @@ def check_accept(c):
     with c.part():
         label = "what comes out, accepted or drawn afterwards, is p"
         c.close(_comes_out(q, accept, residual), p, label=label)
+        label = "both in the dtype of p and q, float32"
+        c.true(*_dtypes((accept, residual), torch.float32, label))
     with c.part():
         p0, q0 = p.clone(), q.clone()
         q0[:, 1] = q0[:, 3] = p0[:, 3] = p0[:, 4] = 0
@@ -279,6 +293,14 @@ def check_accept(c):
         label = "nearly equal, in float64, and a token of 1e-9: the chances"
         c.close(got[0], want[0], label=label)
         c.close(got[1], want[1], label="and the residual, seldom as it is needed")
+        label = "both in the dtype of p and q, float64"
+        c.true(*_dtypes(got, torch.float64, label))
+
+
+def _dtypes(got, expected, label):
+    found = [t.dtype for t in got]
+    names = " and ".join(dtype_name(d) for d in found)
+    return found == [expected] * 2, label, f"they are {names}"
 
 
 def _distributions(c, rows, vocab):

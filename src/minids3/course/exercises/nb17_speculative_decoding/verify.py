@@ -126,6 +126,13 @@ def _first_law(p, drafts, q, u):
     return n, probs if n == len(drafts) else accept_and_residual(p[0], q[0])[1]
 
 
+def _last_law(p, drafts, q, u):
+    n, probs = check_drafts(p, drafts, q, u)
+    chances, residual = _chances(p, drafts, q)
+    fell = [i for i, a in enumerate(chances) if u[i] >= a]
+    return n, residual[fell[-1]] if fell else probs
+
+
 def _cumulated(p, drafts, q, u):
     k = len(drafts)
     if k == 0:
@@ -252,6 +259,12 @@ def _recursive(p, drafts, q, u):
             "You returned the residual of the first place. It belongs to the place of the rejected "
             "draft.",
         ),
+        Mutant(
+            "last_law",
+            _last_law,
+            "Where several drafts fall you returned the residual of the last one. The first that "
+            "falls ends the step: what comes after it was made for a text that no longer exists.",
+        ),
     ],
     alternatives=[
         Alternative("cumulated", _cumulated),
@@ -259,7 +272,7 @@ def _recursive(p, drafts, q, u):
     ],
 )
 def check_verify(c):
-    """None, one, two, all accepted; a chance of 0 and of 1; float64; one draft, none."""
+    """None, one, two, all accepted; two that fall; chances of 0, of 1; certain; one draft, none."""
     k, vocab = 4, c.size(6, 9)
     p = torch.softmax(1.5 * c.randn(k + 1, vocab), -1)
     q = torch.softmax(1.5 * c.randn(k, vocab), -1)
@@ -300,7 +313,8 @@ def check_verify(c):
         less[1] /= less[1].sum()
         more[0] = p[0]
         u = torch.tensor([0.999] + [0.0] * (k - 1))
-        got = c.call(less, drafts, more, u, returns=2)
+        ids = [int(p[0].argmax()), *drafts[1:]]
+        got = c.call(less, ids, more, u, returns=2)
         gap = (less[1] - more[1]).clamp(min=0)
         label = "a chance of 1 holds for u = 0.999, a chance of 0 not even for u = 0"
         c.close(list(got), [1, gap / gap.sum()], label=label)
@@ -332,3 +346,43 @@ def check_verify(c):
     with c.part():
         got = c.call(p[:1], [], q[:0], torch.zeros(0), returns=2)
         c.close(list(got), [0, p[0]], label="no drafts: the plain distribution")
+    # Sharing the first number is wrong in both. Sorting u does no harm in the first, nor does
+    # taking it from the back in the second: mistakes of their own, not to be told that cause.
+    for wanted, shares, u, label in (
+        (1, (0.9, 0.4, 0.9, 0.4), (0.1, 0.5, 0.6, 0.8), "the second falls, and the fourth would"),
+        (4, (0.9, 0.4, 0.4, 0.9), (0.6, 0.3, 0.3, 0.6), "all hold, each by its own number"),
+    ):
+        with c.part():
+            law, ids, made = _with_chances(c, shares, vocab)
+            got = c.call(law, ids, made, torch.tensor(u), returns=2)
+            after = law[wanted].clone()
+            if wanted < 4:  # what p has more: everything but the draft
+                after[ids[wanted]] = 0.0
+            c.close(list(got), [wanted, after / after.sum()], label=label)
+    with c.part():
+        best = c.randint(0, vocab, 4)
+        sure = torch.eye(vocab)[best]
+        same, other = best[:3], (best[:3] + c.size(1, vocab - 1)) % vocab
+        u = torch.tensor([0.99, 0.5, 0.0])
+        got = c.call(sure, same.tolist(), torch.eye(vocab)[same], u, returns=2)
+        label = "p and q certain of the same tokens, as at temperature 0: all hold"
+        c.close(list(got), [3, sure[3]], label=label)
+        got = c.call(sure, other.tolist(), torch.eye(vocab)[other], 0 * u, returns=2)
+        label = "p and q certain of other tokens: the first falls, and p's comes"
+        c.close(list(got), [0, sure[0]], label=label)
+
+
+def _with_chances(c, shares, vocab):
+    """p, drafts and q with these chances; no draft is p's likeliest token, and all are likely."""
+    p = torch.softmax(c.randn(len(shares) + 1, vocab), -1)
+    ids, q = [], []
+    for i, share in enumerate(shares):
+        best, token = c.rand(vocab).argsort()[:2].tolist()
+        p[i, best] = p[i, token] = 0.0
+        p[i] *= 0.3 / p[i].sum()
+        p[i, best], p[i, token] = 0.42, 0.28
+        row = p[i] * (1 - 0.28 / share) / 0.72
+        row[token] = 0.28 / share
+        ids.append(token)
+        q.append(row)
+    return p, ids, torch.stack(q)

@@ -245,7 +245,8 @@ def _nested(acceptance, draft_cost, column_cost):
 )
 def check_worth(c):
     """By outcomes: how likely each number of accepted drafts is, times its tokens."""
-    rates = [[0.6 + 0.35 * x - 0.1 * i for i, x in enumerate(c.rand(3).tolist())] for _ in range(2)]
+    # The first draft's rate is not the largest.
+    rates = [[0.55 + 0.2 * x, 0.8 + 0.15 * y, 0.6 + 0.2 * z] for x, y, z in c.rand(2, 3).tolist()]
     draft, column = 0.05 + 0.1 * c.rand(1).item(), 0.2 + 0.2 * c.rand(1).item()
     for k, first in ((1, "runs on one draft"), (2, None), (3, None)):
         with c.part():
@@ -259,6 +260,12 @@ def check_worth(c):
         got = c.call(rates[1], 0.0, 0.0, returns=2)
         label = "drafts and columns that cost nothing: the speed is the tokens"
         c.close(list(got), [_by_outcomes(rates[1])] * 2, label=label)
+    with c.part():  # the first and the last below a half
+        low = [0.3 + 0.1 * c.rand(1).item(), 0.8 + 0.1 * c.rand(1).item(), 0.2]
+        got = c.call(low, draft, column, returns=2)
+        tokens = _by_outcomes(low)
+        c.close(got[0], tokens, label="a poor draft before a good one, and a poorer last")
+        c.close(got[1], tokens / (1 + 3 * draft + 3 * column), label="and tokens per time")
     with c.part():
         some = [rates[0][0], 0.0, rates[0][1]]
         got = c.call(some, draft, column, returns=2)
