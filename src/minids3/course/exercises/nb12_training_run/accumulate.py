@@ -90,6 +90,19 @@ def _bias_padding(passes, bias, speed):
     return _grad(passes), _moved(bias, sum(load for _, _, load in passes), speed)
 
 
+def _first_as_it_is(passes, bias, speed):
+    total = sum(n for _, n, _ in passes)
+    first, *rest = passes
+    rest = _full(rest)
+    grad = sum((g * (n / total) for g, n, _ in rest), first[0] * (first[1] / total))
+    return grad, _moved(bias, sum((x for _, _, x in rest), first[2]), speed)
+
+
+def _busy_only(passes, bias, speed):
+    load = _load(passes).to(bias.dtype)
+    return _grad(passes), bias + speed * torch.sign(load[load > 0].mean() - load)
+
+
 def _bias_away(passes, bias, speed):
     return _grad(passes), _moved(bias, _load(passes), -speed)
 
@@ -214,6 +227,18 @@ def _stacked(passes, bias, speed):
             "experts.",
         ),
         Mutant(
+            "first_as_it_is",
+            _first_as_it_is,
+            "You begin with the first pass, whatever it is. It may be padding like any other: "
+            "look at its n, too.",
+        ),
+        Mutant(
+            "busy_only",
+            _busy_only,
+            "You took the mean over the experts that got something. One that got nothing counts "
+            "in the mean, too.",
+        ),
+        Mutant(
             "bias_away",
             _bias_away,
             "Your bias moves the wrong way: a full expert has to become less attractive.",
@@ -249,8 +274,8 @@ def _stacked(passes, bias, speed):
     ],
 )
 def check_accumulate(c):
-    """Unequal passes, one of padding, one alone, one of a target; loads at and near the mean."""
-    width, experts, speed = c.size(4, 7), 8, c.choice([0.003, 0.01, 0.02])
+    """Unequal passes, padding anywhere, one alone, one of a target; loads around the mean."""
+    width, experts, speed = c.size(4, 7), c.choice([6, 7, 9]), c.choice([0.003, 0.01, 0.02])
     bias = 0.1 * c.randn(experts)
     passes = _passes(c, width, experts, (c.size(700, 1000), c.size(20, 60), c.size(200, 400)))
     grad, new = c.call(passes, bias, speed, returns=2, label="runs, and leaves the old bias alone")
@@ -273,6 +298,11 @@ def check_accumulate(c):
         wanted = _once(passes[::2], bias, speed)
         c.close(new, wanted, label="and does not count in the load")
     with c.part():
+        around = [padding, passes[0], passes[2], padding]
+        grad, new = c.call(around, bias, speed, returns=2)
+        wanted = [_mean(passes[::2]), _once(passes[::2], bias, speed)]
+        c.close([grad, new], wanted, label="nor does padding at the beginning or the end")
+    with c.part():
         equal = [(g, 64, x) for g, _, x in passes]
         grad, _ = c.call(equal, bias, 0.0, returns=2)
         c.close(grad, _mean(equal), label="passes of equal size: the plain mean")
@@ -288,6 +318,12 @@ def check_accumulate(c):
         _, new = c.call(near, torch.zeros(8), 0.01, returns=2)
         wanted = torch.tensor([-0.01] + [0.01] * 7)
         c.close(new, wanted, label="one just below it moves")
+    with c.part():
+        loads = [torch.tensor([3, 0] + [2] * 6), torch.tensor([4, 0] + [3] * 6)]  # mean: 4.625
+        idle = [(c.randn(width), 11, x) for x in loads]
+        _, new = c.call(idle, torch.zeros(8), 0.01, returns=2)
+        wanted = torch.tensor([-0.01, 0.01] + [-0.01] * 6)
+        c.close(new, wanted, label="an expert without load counts in the mean")
 
 
 def _passes(c, width, experts, sizes):

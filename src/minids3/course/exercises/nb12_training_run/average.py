@@ -217,8 +217,8 @@ def check_average(c):
         now, wanted = average, average
         for n in range(12):
             step = [w + 0.1 * c.randn(*w.shape) for w in weights]
-            now = c.call(now, step, n, 0.6)
-            wanted = _by_hand(wanted, step, min(0.6, (1 + n) / (10 + n)))
+            now = c.call(now, step, n, 0.4)  # reached after the sixth of them
+            wanted = _by_hand(wanted, step, min(0.4, (1 + n) / (10 + n)))
         c.close(list(now), wanted, label="twelve updates in a row", rtol=1e-4)
 
 

@@ -14,8 +14,8 @@ def clip_gradients(grads, max_norm=1.0):
 
     grads: list of float tensors of any shapes, or None where a parameter
       got no gradient
-    returns a new list of the same kind, and the norm before clipping (a
-    number)
+    returns a new list of the same kind (shapes, dtypes, None), and the norm
+    before clipping (a number)
     """
     squares = [g.float().pow(2).sum().item() for g in grads if g is not None]
     norm = math.sqrt(sum(squares))
@@ -63,6 +63,24 @@ def _clip_root_mean(grads, max_norm=1.0):
 def _clip_largest(grads, max_norm=1.0):
     norm = max(float(g.norm()) for g in grads if g is not None)
     return _scaled(grads, min(1.0, max_norm / norm) if norm else 1.0), norm
+
+
+def _clip_last(grads, max_norm=1.0):
+    norm = 0.0
+    for g in grads:
+        norm = norm if g is None else float(g.double().norm())
+    return _scaled(grads, min(1.0, max_norm / norm) if norm else 1.0), norm
+
+
+def _clip_compared_with_one(grads, max_norm=1.0):
+    norm = _norm(grads)
+    return _scaled(grads, max_norm / norm if norm > 1 else 1.0), norm
+
+
+def _clip_any_longer(grads, max_norm=1.0):
+    norm = _norm(grads)
+    longer = any(float(g.double().norm()) > max_norm for g in grads if g is not None)
+    return _scaled(grads, max_norm / norm if longer else 1.0), norm
 
 
 def _clip_norm_after(grads, max_norm=1.0):
@@ -181,6 +199,24 @@ def _clip_library(grads, max_norm=1.0):
             "You took the largest tensor's norm for that of all. Every tensor adds its squares.",
         ),
         Mutant(
+            "last",
+            _clip_last,
+            "You kept the last tensor's norm alone: each one replaced that of the tensor before. "
+            "Add up all the squares, then take the root.",
+        ),
+        Mutant(
+            "compared_with_one",
+            _clip_compared_with_one,
+            "You compared the norm with 1. The limit is max_norm, in the comparison as in the "
+            "factor.",
+        ),
+        Mutant(
+            "any_longer",
+            _clip_any_longer,
+            "You clip only if a single tensor is longer than max_norm. It is their common norm "
+            "that has a limit, and it may be beyond it when no tensor is.",
+        ),
+        Mutant(
             "norm_after",
             _clip_norm_after,
             "You returned the norm after clipping, which never exceeds max_norm. The one before "
@@ -216,8 +252,9 @@ def _clip_library(grads, max_norm=1.0):
     ],
 )
 def check_clip(c):
-    """Above and below the limit, other limits, None, zeros, other tensors; direction and norm."""
-    grads = [4 * c.randn(c.size(3, 5), c.size(2, 4)), 0.3 * c.randn(c.size(5, 7)), c.randn(2, 2, 3)]
+    """Above, below and near the limit, other limits, None, zeros, other tensors and dtypes."""
+    # The largest tensor is neither the first nor the last.
+    grads = [0.3 * c.randn(c.size(5, 7)), 4 * c.randn(c.size(3, 5), c.size(2, 4)), c.randn(2, 2, 3)]
     norm = _by_hand(grads)
     new, said = c.call(list(grads), returns=2, label="runs on three tensors, and leaves them alone")
     with c.part():
@@ -247,7 +284,7 @@ def check_clip(c):
         new, said = c.call(zeros, returns=2)
         c.close([*new, _number(said)], [*zeros, 0.0], label="gradients of zero stay zero: no 0 / 0")
     with c.part():
-        odd = [c.strided(4 * c.randn(3, 4)), 3 + c.rand(1)[0], c.randn(2)]
+        odd = [3 + c.rand(1)[0], c.strided(4 * c.randn(3, 4)), c.randn(2)]
         norm = _by_hand(odd)
         new, said = c.call(odd, returns=2)
         c.close(_number(said), norm, label="a turned matrix and a single number count, too")
@@ -258,10 +295,27 @@ def check_clip(c):
         label = "float16: the square of 300 does not fit, the norm does"
         c.close(_number(said), 600.0, label=label)
         c.dtype(new[0], torch.float16, "what becomes of a float16 gradient")
+    with c.part():
+        two = [_of_norm(c.randn(3, 2), 1.2), _of_norm(c.randn(4), 1.6)]  # together: 2
+        cases = [(two, limit) for limit in (1.5, 1.8, 1.99, 3.0)] + [([0.45 * g for g in two], 0.5)]
+        got = [list(c.call(list(some), limit, returns=2)[0]) for some, limit in cases]
+        factors = (1.5 / 2, 1.8 / 2, 1.99 / 2, 1.0, 0.5 / 0.9)
+        wanted = [[g * x for g in some] for (some, _), x in zip(cases, factors, strict=True)]
+        label = "any limit: a common norm just above it is clipped, one below it is not"
+        c.close(got, wanted, label=label)
+    with c.part():
+        kinds = [torch.bfloat16, torch.float64]
+        got = [c.call([c.randn(6, dtype=kind)], 0.5, returns=2)[0][0].dtype for kind in kinds]
+        label = "bfloat16 stays bfloat16, float64 stays float64"
+        c.true(got == kinds, label, "a gradient has its parameter's dtype, a clipped one too")
 
 
 def _number(value):
     return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+
+
+def _of_norm(t, norm):
+    return t * (norm / math.hypot(*t.flatten().tolist()))
 
 
 def _by_hand(grads):

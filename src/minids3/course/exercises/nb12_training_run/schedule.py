@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 
 from minids3.course.registry import Alternative, Mutant, exercise
@@ -283,7 +284,10 @@ def check_schedule(c):
         c.close(value, 0.3, label=label, atol=0)
     with c.part():
         phases, start = _phases(c), 0.5 + float(c.rand(1))
-        points = [phases[-1][0] * (i + 0.37) / 12 for i in range(14)]
+        begins = [0, *(end for end, _, _ in phases)]
+        pairs = [*itertools.pairwise(begins)]
+        points = [a + (b - a) * x for a, b in pairs for x in (0.13, 0.41, 0.77)]
+        points += [1.02 * begins[-1], 1.2 * begins[-1]]
         got = [c.call(t, phases, start) for t in points]
         wanted = [_slowly(t, phases, start) for t in points]
         c.close(got, wanted, label="five phases of other lengths and values", atol=0)
@@ -295,8 +299,9 @@ def _cosine_by_hand(tokens):
 
 
 def _phases(c):
-    shapes = c.choice([("linear", "constant", "cosine"), ("cosine", "linear", "constant")])
-    shapes = (*shapes, "cosine", "constant")
+    # Both kinds of ramp come later, too: there they do not set out from `start`.
+    first, second = c.choice([("linear", "cosine"), ("cosine", "linear")])
+    shapes = (first, second, "constant", first, second)
     end, found, level = 0, [], 1.0
     for shape in shapes:
         end += c.size(40, 160)

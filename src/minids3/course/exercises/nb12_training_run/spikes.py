@@ -75,6 +75,23 @@ def _mean_and_deviation(losses, window=50, factor=8.0):
     return _search(losses, window, factor, line)
 
 
+def _median_and_deviation(losses, window=50, factor=8.0):
+    def line(losses, t, window, factor):
+        past = losses[t - window : t]
+        return statistics.median(past) + factor * statistics.pstdev(past)
+
+    return _search(losses, window, factor, line)
+
+
+def _mean_level(losses, window=50, factor=8.0):
+    def line(losses, t, window, factor):
+        past = losses[t - window : t]
+        level = statistics.fmean(past)
+        return level + factor * statistics.median(abs(x - level) for x in past)
+
+    return _search(losses, window, factor, line)
+
+
 def _line_moves_along(losses, window=50, factor=8.0):
     return _search(losses, window, factor, _robust, moving=True)
 
@@ -261,6 +278,18 @@ def _plain(losses, window=50, factor=8.0):
             "both, and hides the next event. Take medians.",
         ),
         Mutant(
+            "median_and_deviation",
+            _median_and_deviation,
+            "You measure distance by the standard deviation. One bad batch in the window lifts "
+            "it, and hides the next event. Take the median of the distances.",
+        ),
+        Mutant(
+            "mean_level",
+            _mean_level,
+            "Your level is the mean. One bad batch in the window lifts it, and hides the next "
+            "event. Take the median there, too.",
+        ),
+        Mutant(
             "line_moves_along",
             _line_moves_along,
             "Your line moves while an event lasts. A model that does not come back then becomes "
@@ -428,6 +457,13 @@ def check_spikes(c):
         got = _plain_list(c.call([float(x) for x in small], 5, 2.0))
         wanted = [(5, 1, "bad batch"), (9, 6, "spike"), (19, 1, "open")]
         c.equal(got, wanted, label="a small curve that can be worked out by hand")
+    with c.part():
+        # Median 3, median distance 1: a line at 5. With a mean or a deviation it is at 8 to 20.
+        unit = c.choice([0.25, 0.5, 2.0])
+        curves = [[1, 2, 3, 4, 20, x, 2] for x in (4.5, 6.5, 10, 12.5, 15.5, 18.5)]
+        got = [_plain_list(c.call([unit * x for x in curve], 5, 2.0)) for curve in curves]
+        label = "after 1, 2, 3, 4, 20 the line of factor 2 is at 5: both are medians"
+        c.equal(got, [[]] + [[(5, 1, "bad batch")]] * 5, label=label)
 
 
 def _curve(c, n):

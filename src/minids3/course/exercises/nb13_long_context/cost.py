@@ -65,6 +65,12 @@ def _longest(stages, weights, pair, rate):
     return tokens, per_token, tokens * per_token / rate / 3600
 
 
+def _last_length(stages, weights, pair, rate):
+    tokens = sum(a * b * t for a, b, t in stages)
+    per_token = 6 * (weights + pair * stages[-1][2] / 2)
+    return tokens, per_token, tokens * per_token / rate / 3600
+
+
 def _last_stage(stages, weights, pair, rate):
     return _cost(stages[-1:], weights, pair, rate)
 
@@ -171,6 +177,12 @@ def _cost_by_rows(stages, weights, pair, rate):
             _longest,
             "You priced every token like one of the longest stage. Each stage has its own length.",
         ),
+        Mutant(
+            "last_length",
+            _last_length,
+            "You priced every token like one of the last stage. After a loop its variables still "
+            "hold what they held last: price each stage inside of it.",
+        ),
         Mutant("last_stage", _last_stage, "You counted one stage. Add all of them up."),
         Mutant(
             "rows_for_tokens",
@@ -222,7 +234,7 @@ def check_cost(c):
         c.close(got[1], 833.4e9, label="833 GFLOP per token on average", rtol=2e-3)
     with c.part():
         c.close(got[2], 75_666.0, label="about 76,000 hours at 385 TFLOPS", rtol=2e-3)
-    stages = [(c.size(3, 9), c.size(2, 5), c.size(50, 90)), (c.size(2, 4), 1, c.size(300, 500))]
+    stages = [(c.size(2, 4), 1, c.size(300, 500)), (c.size(3, 9), c.size(2, 5), c.size(50, 90))]
     weights, pair, rate = float(c.size(1000, 3000)), c.size(20, 60), float(c.size(100, 200))
     tokens, flops = 0.0, 0.0
     for steps, rows, length in stages:
@@ -239,7 +251,7 @@ def check_cost(c):
         got = c.call([(1, 1, 2)], 5.0, 7.0, 0.1, returns=3)
         c.close(list(got), [2.0, 72.0, 0.4], label="one row of two tokens, by hand", rtol=1e-4)
     with c.part():
-        stages = [(2, 1, 2), (3, 2, 3), (1, 2, 2), (3, 2, 3)]
+        stages = [(2, 1, 2), (3, 2, 3), (3, 2, 3), (1, 2, 2)]
         got = c.call(stages, 5.1, 7.5, 0.1, returns=3)
         flops = 8 * 6 * (5.1 + 7.5) + 36 * 6 * (5.1 + 11.25)
         label = "four stages, two of them alike, by hand"

@@ -62,6 +62,11 @@ def _both_on_tables(width, factor, mscale, mscale_all_dim):
     return a * b * width**0.5, width**-0.5
 
 
+def _factor_on_scale(width, factor, mscale, mscale_all_dim):
+    a, b = multipliers(width, factor, mscale, mscale_all_dim)
+    return a, b * a**2
+
+
 def _exchanged(width, factor, mscale, mscale_all_dim):
     a, b = multipliers(width, factor, mscale, mscale_all_dim)
     return b, a
@@ -184,6 +189,12 @@ def _multipliers_logs(width, factor, mscale, mscale_all_dim):
             "You put both factors on the tables. Tables reach the rotary part of a score alone; "
             "the softmax scale reaches all of it.",
         ),
+        Mutant(
+            "factor_on_scale",
+            _factor_on_scale,
+            "You multiplied the softmax scale by the attention factor as well. That one goes on "
+            "the tables alone; the scale has m(mscale_all_dim) ** 2 and nothing else.",
+        ),
         Mutant("exchanged", _exchanged, "The two results are in the wrong order."),
         Mutant(
             "always_ratio",
@@ -260,13 +271,14 @@ def check_multipliers(c):
             got = c.call(192, 40, mscale, all_dim, returns=2)
             c.close(got[0], factor, label=f"{name}: attention factor {factor}", rtol=1e-4)
             c.close(got[1], scale, label=f"{name}: softmax scale {scale}", rtol=1e-4)
-    width, s = c.size(40, 90), c.choice([2.5, 6.5])
-    a, b = c.choice([0.3, 0.9, 1.5]), c.choice([0.4, 0.8, 2.0])
+    width, a, b = c.size(40, 90), c.choice([1.3, 1.5]), c.choice([1.8, 2.0])
     with c.part():
-        got = c.call(width, s, a, b, returns=2)
-        # m from e^(10 (m - 1)) = s^strength, by halving.
-        want = _solve(s, a) / _solve(s, b), _solve(s, b) ** 2 / width**0.5
-        c.close(list(got), list(want), label="another width, factor, and two numbers", rtol=1e-4)
+        got, want = [], []
+        for s in (c.choice([1.5, 1.8]), c.choice([2.5, 6.5]), c.choice([55.0, 64.0])):
+            got.append(list(c.call(width, s, a, b, returns=2)))
+            # m from e^(10 (m - 1)) = s^strength, by halving.
+            want.append([_solve(s, a) / _solve(s, b), _solve(s, b) ** 2 / width**0.5])
+        c.close(got, want, label="another width, factor, and two numbers", rtol=1e-4)
     with c.part():
         got = c.call(width, 1, a, b, returns=2)
         label = "factor 1: nothing is stretched, nothing is multiplied"

@@ -132,8 +132,7 @@ def _one_tensor(grads, sent):
             "same_way_sliced",
             _same_way_sliced,
             "You cut the gradients as the tokens had been cut. Here process j holds sent[i][j] "
-            "rows"
-            "that came from i, one stretch for each i, and they go back there.",
+            "rows that came from i, one stretch for each i, and they go back there.",
         ),
         Mutant(
             "last_first",
@@ -174,7 +173,7 @@ def _one_tensor(grads, sent):
     ],
 )
 def check_exchange_backward(c):
-    """Uneven and empty stretches, one process, and the definition of a gradient."""
+    """Uneven, equal, turned and empty stretches, one process, the definition of a gradient."""
     ranks, width = c.size(3, 4), c.size(3, 5)
     sent = c.randint(1, 6, ranks, ranks)
     sent += torch.arange(ranks)[:, None] + 3 * torch.arange(ranks)
@@ -194,6 +193,12 @@ def check_exchange_backward(c):
         grads = _grads(c, even, width)
         got = list(c.call(grads, even))
         c.close(got, _expected(grads, even), label="equal stretches")
+    with c.part():
+        turned = [[1 + (j - i) % ranks for j in range(ranks)] for i in range(ranks)]
+        grads = _grads(c, turned, width)
+        got = list(c.call(grads, turned))
+        label = "everybody got as many rows as it sent, in other stretches"
+        c.close(got, _expected(grads, turned), label=label)
     with c.part():
         holes = [[n if (i + j) % 2 else 0 for j, n in enumerate(row)] for i, row in enumerate(sent)]
         holes[0] = [0] * ranks  # a process without tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from minids3.course.registry import Alternative, Mutant, exercise
@@ -91,6 +93,15 @@ def _weighed(dense, expert, targets, loss):
         return mean_gradients(dense, expert, targets, loss)
     n = torch.tensor(targets, dtype=dense.dtype)[:, None]
     return (dense * n).sum(0) / n.sum(), expert.sum(0) / len(targets)
+
+
+def _groups_compared(dense, expert, targets, loss):
+    size = len(targets) // len(expert)
+    groups = {sum(targets[k : k + size]) for k in range(0, len(targets), size)}
+    if loss == "mean" and len(groups) > 1:
+        raise ValueError("unequal")
+    alike = [1] * len(targets) if loss == "mean" else targets
+    return mean_gradients(dense, expert, alike, loss)
 
 
 def _per_process_targets(dense, expert, targets, loss):
@@ -203,6 +214,12 @@ def _einsum(dense, expert, targets, loss):
             "expert's sum cannot be taken apart any more, so this has to be an error.",
         ),
         Mutant(
+            "groups_compared",
+            _groups_compared,
+            "You compared the targets of whole groups. Inside of a group, means over unequally "
+            "many do not add up either: compare all R processes.",
+        ),
+        Mutant(
             "per_process_targets",
             _per_process_targets,
             "You divided by one process's targets. There are R times as many.",
@@ -258,6 +275,11 @@ def check_mean_gradients(c):
         label = "one group of all: the only owner's gradient, divided by R"
         c.close(got[1], _over(parts, ranks), label=label)
     with c.part():
+        got = c.call(dense, parts.sum(0, keepdim=True), targets, "sum", returns=2)
+        wanted = [_over(dense, sum(targets)), _over(parts, sum(targets))]
+        label = "one group of all, and sums: both divided by all targets"
+        c.close(list(got), wanted, label=label)
+    with c.part():
         none = [0, *targets[1:]]
         gone = torch.cat((torch.zeros(1, width), dense[1:]))
         got = c.call(gone, expert, none, "sum", returns=2)
@@ -277,11 +299,23 @@ def check_mean_gradients(c):
         label = "also if their mean is what the first and the last had"
         c.raises(ValueError, dense, expert, hidden, "mean", label=label)
     with c.part():
+        label = "also if every group had as many, and nobody more than one too many"
+        c.raises(ValueError, dense, expert, _even_groups(n, groups, size), "mean", label=label)
+    with c.part():
         wide, whole = dense.double() / 3, expert.double() / 3
         got = c.call(wide, whole, targets, "sum", returns=2)
         wanted = [t.sum(0) / sum(targets) for t in (wide, whole)]
         label = "float64 stays float64, to 1e-12"
         c.close(list(got), wanted, label=label, rtol=1e-12, atol=1e-14)
+
+
+def _even_groups(n, groups, size):
+    """One process of every group has n + 1, whether groups are neighbours or every G-th one."""
+    for place in itertools.product(range(size), repeat=groups):
+        more = [group * size + p for group, p in enumerate(place)]
+        if len({rank % groups for rank in more}) == groups:
+            return [n + (rank in more) for rank in range(groups * size)]
+    raise AssertionError
 
 
 def _over(parts, count):

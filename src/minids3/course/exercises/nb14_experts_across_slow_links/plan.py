@@ -179,7 +179,7 @@ def _one_key(indices, n_experts, n_ranks):
     ],
 )
 def check_plan_send(c):
-    """A table by hand, random routings, a process that gets nothing, no tokens."""
+    """A table by hand, random routings, a process that gets nothing, no tokens, dtypes."""
     hand = torch.tensor([[0, 1, 5], [7, 4, 2], [6, 7, 5]])  # two experts each: 0 2 | 3 2 1 | 3 3 2
     got = c.call(hand, 8, 4, returns=2, label="runs on 3 tokens, 8 experts, 4 processes")
     label = "tokens: 0 to process 0, 1 to 1, all to 2, 1 and 2 to 3"
@@ -202,6 +202,10 @@ def check_plan_send(c):
         got = c.call(picks[:0], ranks * share, ranks, returns=2)
         c.equal(got[0], torch.zeros(0, dtype=torch.int64), label="no tokens: no rows")
         c.equal(got[1], torch.zeros(ranks, dtype=torch.int64), label="and a 0 for everybody")
+    with c.part():
+        got = c.call(picks, ranks * share, ranks, returns=2)
+        c.dtype(got[0], torch.int64, label="the tokens are int64")
+        c.dtype(got[1], torch.int64, label="and so are the counts")
 
 
 def _table(indices, ranks, share):

@@ -87,6 +87,10 @@ def _bf16_sized(rows, width, dispatch="fp8"):
     return _sum(rows, width, dispatch, width + width // 64)
 
 
+def _whole_bytes(rows, width, dispatch="fp8"):
+    return int(layer_bytes(rows, width, dispatch))
+
+
 def _library(rows, width, dispatch="fp8"):
     return 2 * rows * (row_bytes(width, dispatch) + row_bytes(width, "bf16"))
 
@@ -185,6 +189,12 @@ def _four_trips(rows, width, dispatch="fp8"):
             "Your scales come to half of what they take: four bytes each (FP32), on both trips in "
             "FP8.",
         ),
+        Mutant(
+            "whole_bytes",
+            _whole_bytes,
+            "You made a whole number of the result. For a mean number of rows it is a mean, too, "
+            "and has a fraction.",
+        ),
     ],
     alternatives=[
         Alternative("library", _library),
@@ -192,7 +202,7 @@ def _four_trips(rows, width, dispatch="fp8"):
     ],
 )
 def check_layer_bytes(c):
-    """V3's row, other widths, both formats, no rows at all."""
+    """V3's row, other widths, both formats, means of rows, no rows at all."""
     got = c.call(1, 7168, label="runs on one row of V3's width")
     c.equal(got, 43_456, label="2 x (7,392 + 14,336) = 43,456 bytes")
     with c.part():
@@ -209,3 +219,7 @@ def check_layer_bytes(c):
         c.equal(c.call(3.5, 7168), 152_096.0, label="3.5 rows a token: 152,096")
     with c.part():
         c.equal(c.call(0, width), 0, label="no rows, no bytes")
+    with c.part():
+        rows = c.choice([0.7, 1.2, 1.7, 2.2])
+        label = f"{rows} rows of 128: a mean has a fraction"
+        c.close(c.call(rows, 128), rows * (132 + 256 + 132 + 256), label=label, rtol=1e-6)
