@@ -27,6 +27,7 @@ from minids3.course.compare import (
     describe,
     difference,
     dtype_name,
+    put_back,
     same_form,
     shape_text,
     snapshot,
@@ -132,7 +133,7 @@ class Checker:
 
     def _guarded(self, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool) -> Any:
         """Call, turn exceptions into failures, and see that the inputs are left alone."""
-        before = None if inplace else snapshot((args, kwargs))
+        before = snapshot((args, kwargs))
         try:
             out = self._invoke(args, kwargs)
         except NotImplementedError as error:
@@ -141,10 +142,12 @@ class Checker:
             reason = str(error) or "still a stub. Write its body, then run both cells again"
             raise _Failure(reason) from None
         except (Exception, SystemExit) as error:
+            put_back((args, kwargs), before)
             self.outputs.append(_raised(error))
             raise _Failure(_exception_text(error, self._fn)) from error
-        if before is not None and not unchanged(before, (args, kwargs)):
+        if not inplace and not unchanged(before, (args, kwargs)):
             self.outputs.append(("modified", snapshot(out)))
+            put_back((args, kwargs), before)
             raise _Failure(
                 "it changed its input in place. Whoever called it still needs that input: "
                 "make a new tensor or list instead"
@@ -227,8 +230,12 @@ class Checker:
 
     def raises(self, error: type[Exception], *args: Any, label: str, **kwargs: Any) -> None:
         """State that calling with these arguments raises ``error``."""
+        before = snapshot((args, kwargs))
         try:
-            out = self._invoke(args, kwargs)
+            try:
+                out = self._invoke(args, kwargs)
+            finally:
+                put_back((args, kwargs), before)
         except NotImplementedError as caught:
             self.stub = True
             self._fail(label, str(caught) or "still a stub")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +17,7 @@ __all__ = [
     "describe",
     "difference",
     "dtype_name",
+    "put_back",
     "resembles",
     "same",
     "same_form",
@@ -112,7 +116,7 @@ def difference(got: Any, expected: Any, rtol: float, atol: float, where: str = "
             return f"{at}it is {describe(got)}, expected a number"
         if isinstance(expected, int) and isinstance(got, float):
             return f"{at}it is the float {got:.6g}, expected a whole number (an int)"
-        if got == expected or abs(got - expected) <= atol + rtol * abs(expected):
+        if _near(got, expected, rtol, atol):
             return ""
         if isinstance(got, float) and isinstance(expected, float) and got != got != expected:
             return "" if expected != expected else f"{at}it is nan, expected {expected:.4g}"
@@ -129,6 +133,14 @@ def difference(got: Any, expected: Any, rtol: float, atol: float, where: str = "
     if isinstance(expected, tuple | list):
         return _sequence_difference(got, expected, rtol, atol, where)
     return "" if got == expected else f"{at}it is {_value(got)}, expected {_value(expected)}"
+
+
+def _near(got: float, expected: float, rtol: float, atol: float) -> bool:
+    """Whether two numbers are equal within the tolerance; an infinity equals only itself."""
+    if got == expected:
+        return True
+    finite = abs(got) != math.inf and abs(expected) != math.inf
+    return finite and abs(got - expected) <= atol + rtol * abs(expected)
 
 
 def _value(value: Any) -> str:
@@ -199,7 +211,7 @@ def same(a: Any, b: Any, rtol: float, atol: float) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return list(a) == list(b) and all(same(a[k], b[k], rtol, atol) for k in a)
     if type(a) is float and type(b) is float:
-        return a == b or (a != a and b != b) or abs(a - b) <= atol + rtol * abs(b)
+        return (a != a and b != b) or _near(a, b, rtol, atol)
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return same(torch.as_tensor(a), torch.as_tensor(b), rtol, atol)
     return type(a) is type(b) and bool(a == b)
@@ -261,6 +273,36 @@ def snapshot(value: Any) -> Any:
         return copy.deepcopy(value)
     except Exception:
         return value
+
+
+def put_back(value: Any, before: Any) -> None:
+    """Give what was changed in place its numbers back; what comes next rests on them.
+
+    Tensors, lists and dicts are mended where they are; a tensor of another shape is left.
+    """
+    if isinstance(value, Tensor) and isinstance(before, Tensor):
+        if value.shape == before.shape:  # an expanded one has no place for each number
+            with torch.no_grad(), contextlib.suppress(RuntimeError):
+                value.copy_(before)
+    elif isinstance(value, list | tuple) and isinstance(before, list | tuple):
+        for a, b in zip(value, before, strict=False):
+            put_back(a, b)
+        if isinstance(value, list):
+            kept = [a if _mended(a) and _mended(b) else b
+                    for a, b in itertools.zip_longest(value, before)]  # fmt: skip
+            value[:] = kept[: len(before)]
+    elif isinstance(value, dict) and isinstance(before, dict):
+        for key, b in before.items():
+            if key in value and _mended(value[key]) and _mended(b):
+                put_back(value[key], b)
+            else:
+                value[key] = b
+        for key in [k for k in value if k not in before]:
+            del value[key]
+
+
+def _mended(value: Any) -> bool:
+    return isinstance(value, Tensor | list | tuple | dict)
 
 
 def unchanged(before: Any, after: Any) -> bool:

@@ -119,6 +119,14 @@ def test_earlier_exercises_are_the_library_s(grader):
         ("count_macs = 3", "not a function"),
         ("pass", "does not define count_macs"),
         ("def count_macs(*a):\n    raise ValueError('mine')", "ValueError: mine (line 2 of your"),
+        (
+            "def f():\n    raise ValueError('mine')\ndef count_macs(*a):\n    f()",
+            "ValueError: mine (line 2 of your cell",
+        ),
+        (
+            "def count_macs(*a):\n    f()\ndef f():\n    raise ValueError('mine')",
+            "ValueError: mine (line 4 of your cell",
+        ),
         ("def count_macs(*a):\n    while True: pass", "TimeLimit"),
         ("import os\ndef count_macs(*a):\n    os._exit(3)", "ended"),
         ("def count_macs(*a):\n    pass", "None"),

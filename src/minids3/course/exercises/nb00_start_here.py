@@ -70,6 +70,11 @@ def _returns_fp32(x, weight, eps=1e-6):
     return x32 / torch.sqrt(x32.square().mean(-1, keepdim=True) + eps) * weight.float()
 
 
+def _weight_last(x, weight, eps=1e-6):
+    x32 = x.float()
+    return weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
 def _own_precision(x, weight, eps=1e-6):
     mean_square = x.square().mean(-1, keepdim=True)
     return (x / torch.sqrt(mean_square + eps) * weight).to(x.dtype)
@@ -99,10 +104,10 @@ def _row_by_row(x, weight, eps=1e-6):
     return torch.stack(rows).reshape(x.shape).to(x.dtype)
 
 
-def _as_in_transformers(x, weight, eps=1e-6):
+def _rounded_before_weight(x, weight, eps=1e-6):
     h = x.to(torch.float32)
     h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * h.to(x.dtype)
+    return weight.to(x.dtype) * h.to(x.dtype)
 
 
 def _in_float64(x, weight, eps=1e-6):
@@ -196,6 +201,12 @@ def _eps_built_in(x, weight, eps=1e-6):
             "or the rest of the model silently runs at twice the memory.",
         ),
         Mutant(
+            "weight_last",
+            _weight_last,
+            "You returned to the dtype of x before the weight came. A float32 weight pulls the "
+            "product up again: convert at the very end.",
+        ),
+        Mutant(
             "own_precision",
             _own_precision,
             "You squared in the precision of x. bfloat16 keeps 8 bits: convert to float32 first, "
@@ -217,7 +228,7 @@ def _eps_built_in(x, weight, eps=1e-6):
         Alternative("with_torch", _with_torch),
         Alternative("with_norm", _with_norm),
         Alternative("row_by_row", _row_by_row),
-        Alternative("as_in_transformers", _as_in_transformers),
+        Alternative("rounded_before_weight", _rounded_before_weight),
         Alternative("in_float64", _in_float64),
         Alternative("preallocated", _preallocated),
     ],
@@ -252,6 +263,8 @@ def check_rms_norm(c: Checker) -> None:
         c.dtype(low, torch.bfloat16, label="bfloat16 in, bfloat16 out")
         label = "bfloat16 values are right to one step"
         c.close(low, rms_norm_ref(half, gain), label=label, rtol=2.0**-7)
+        label = "a float32 weight changes nothing about that: bfloat16 out"
+        c.dtype(c.call(half, gain.float()), torch.bfloat16, label=label)
     with c.part():
         loud = (300.0 * (1.0 + c.rand(2, d))).half()
         label = "statistics are taken in float32: float16 numbers of 300 have squares too"

@@ -255,7 +255,9 @@ class _Server:
             reply = {**_told(error), "line": _line(error, self.cell)}
             code = getattr(getattr(self.fn, "fn", self.fn), "__code__", None)
             if reply["line"] and code is not None and code.co_filename == self.cell:
-                reply["first"] = code.co_firstlineno
+                lines = [n for *_, n in code.co_lines() if n is not None]
+                if code.co_firstlineno <= reply["line"] <= max(lines):  # not of a helper's
+                    reply["first"] = code.co_firstlineno
         return reply
 
 

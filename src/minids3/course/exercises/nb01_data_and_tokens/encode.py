@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import pairwise
 
 from minids3.course.checker import Checker
@@ -132,6 +133,16 @@ def _rank_zero_falsy(ids, ranks, first_id):
     return ids
 
 
+def _most_frequent(ids, ranks, first_id):
+    ids = list(ids)
+    while True:
+        known = Counter(pair for pair in pairwise(ids) if pair in ranks)
+        if not known:
+            return ids
+        best = min(known, key=lambda pair: (-known[pair], ranks[pair]))
+        ids = merge_pair(ids, best, first_id + ranks[best])
+
+
 @exercise(
     "bpe-encode",
     solution=encode_word,
@@ -162,6 +173,12 @@ def _rank_zero_falsy(ids, ranks, first_id):
             "latest_first",
             _latest_first,
             "You took the pair that was learned last. The smallest rank goes first.",
+        ),
+        Mutant(
+            "most_frequent",
+            _most_frequent,
+            "You took the pair that is most frequent in the word. Counting was for training; now "
+            "the pair that was learned first goes first.",
         ),
         Mutant(
             "only_once",
@@ -215,6 +232,8 @@ def check_encode_word(c: Checker) -> None:
     with c.part():
         got = c.call([e, r, t], ranks, 5)
         c.equal(got, [5, t], label="whether it is at the right or at the left")
+        got = c.call([5, 6, 5, 6, 7], {(6, 7): 0, (5, 6): 1}, 256)
+        c.equal(got, [257, 5, 256], label="and whether or not another pair is more frequent")
     with c.part():
         got = c.call([t, h, e, r], ranks, 5)
         c.equal(got, [8], label="merges of merged tokens apply too")

@@ -94,6 +94,11 @@ def _padded(documents, seq_len):
     return inputs, stream[1 : rows * seq_len + 1].view(rows, seq_len)
 
 
+def _short_dropped(documents, seq_len):
+    kept = [document for document in documents if len(document) >= seq_len]
+    return pack_documents(kept or [torch.zeros(0, dtype=torch.int64)], seq_len)
+
+
 def _preallocated(documents, seq_len):
     stream = torch.cat(documents)
     rows = (stream.numel() - 1) // seq_len
@@ -166,6 +171,12 @@ def _preallocated(documents, seq_len):
             "dropped.",
         ),
         Mutant(
+            "short_dropped",
+            _short_dropped,
+            "You left out documents that are shorter than a row. They are laid end to end like "
+            "the others; only the stream's own tail is dropped.",
+        ),
+        Mutant(
             "not_empty",
             _not_empty,
             "Too few tokens for a row make no row: shape [0, T]. You made one all the same.",
@@ -179,7 +190,7 @@ def _preallocated(documents, seq_len):
 )
 def check_pack_documents(c: Checker) -> None:
     """Shapes, values, the seam between rows, and streams that fit exactly."""
-    lengths = [c.size(3, 9) for _ in range(4)] + [12]
+    lengths = [3, *(c.size(3, 9) for _ in range(3)), 12]  # the first is shorter than a row
     documents = [c.randint(0, 129_280, n) for n in lengths]
     documents.insert(0, documents[2])  # the same text may occur twice
     stream = torch.cat(documents)

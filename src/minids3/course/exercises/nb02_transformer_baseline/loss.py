@@ -63,6 +63,17 @@ def _loss_overflowing(logits, targets, ignore_index=-100):
     return -torch.log(probs.gather(-1, index[..., None])[..., 0])[counted].mean()
 
 
+def _loss_sum_overflowing(logits, targets, ignore_index=-100):
+    counted = targets != ignore_index
+    index = targets.masked_fill(~counted, 0)
+    log_total = torch.exp(logits).sum(-1).log()
+    return (log_total - logits.gather(-1, index[..., None])[..., 0])[counted].mean()
+
+
+def _loss_one_maximum(logits, targets, ignore_index=-100):
+    return _loss_sum_overflowing(logits - logits.max(), targets, ignore_index)
+
+
 def _loss_log_of_softmax(logits, targets, ignore_index=-100):
     counted = targets != ignore_index
     index = targets.masked_fill(~counted, 0)
@@ -88,6 +99,18 @@ def _loss_mark_built_in(logits, targets, ignore_index=-100):
     index = targets.masked_fill(~counted, 0)
     logp = torch.log_softmax(logits, -1).gather(-1, index[..., None])[..., 0]
     return -logp[counted].mean()
+
+
+def _loss_mark_clamped(logits, targets, ignore_index=-100):
+    counted = targets != -100
+    logp = torch.log_softmax(logits, -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return -(logp * counted).sum() / counted.sum()
+
+
+def _loss_mark_flat(logits, targets, ignore_index=-100):
+    keep = targets.flatten() != -100
+    rows, wanted = logits.flatten(0, 1)[keep], targets.flatten()[keep]
+    return -torch.log_softmax(rows, -1)[torch.arange(len(rows)), wanted].mean()
 
 
 def _loss_any_negative(logits, targets, ignore_index=-100):
@@ -181,6 +204,18 @@ def _loss_loop(logits, targets, ignore_index=-100):
             "logsumexp.",
         ),
         Mutant(
+            "sum_overflowing",
+            _loss_sum_overflowing,
+            "You took the log of a sum of exps, and already one large logit makes that sum "
+            "infinite. torch.logsumexp is the same, safely: it subtracts each row's maximum first.",
+        ),
+        Mutant(
+            "one_maximum",
+            _loss_one_maximum,
+            "You subtracted one maximum from all positions. Where a row's logits lie far below it, "
+            "every exp is 0, and so is their sum: each row needs a maximum of its own.",
+        ),
+        Mutant(
             "log_of_softmax",
             _loss_log_of_softmax,
             "The softmax of an unlikely token rounds to 0 and its log is minus infinity. Stay in "
@@ -190,6 +225,18 @@ def _loss_loop(logits, targets, ignore_index=-100):
             "mark_built_in",
             _loss_mark_built_in,
             "You built -100 in. Which target does not count is said by the argument ignore_index.",
+        ),
+        Mutant(
+            "mark_clamped",
+            _loss_mark_clamped,
+            "Yours leaves out -100 and takes any other negative target for token 0. What does not "
+            "count is what equals ignore_index, whatever it is.",
+        ),
+        Mutant(
+            "mark_flat",
+            _loss_mark_flat,
+            "Yours leaves out -100, and a -1 picks the last token, as an index from the end. What "
+            "does not count is what equals ignore_index, whatever it is.",
         ),
         Mutant(
             "any_negative",
@@ -231,9 +278,14 @@ def check_lm_loss(c):
         label = "ignored targets count neither in the sum nor in the mean"
         c.close(ignored, _expected_loss(logits, masked), label=label)
     with c.part():
-        large = c.call(logits * 200, targets)
+        wide = logits * 200
+        wide[0, 0] += 1000  # the other rows are far below this one
         label = "logits of the order 200 neither overflow nor underflow"
-        c.close(large, _expected_loss(logits * 200, targets), label=label)
+        c.close(c.call(wide, targets), _expected_loss(wide, targets), label=label)
+    with c.part():
+        high = c.call(logits + 200, targets)  # exp overflows, and no probability is small
+        label = "200 added to every logit changes nothing"
+        c.close(high, _expected_loss(logits + 200, targets), label=label)
     with c.part():
         c.grad(
             args=(logits, masked),
@@ -243,6 +295,11 @@ def check_lm_loss(c):
             names=("logits",),
         )
     with c.part():
+        # Together, -1 first: a mark that is built in fails both, in ways that can be told apart.
+        got = c.call(logits, masked.masked_fill(masked == -100, -1), -1)
+        c.close(
+            got, _expected_loss(logits, masked), label="with ignore_index=-1 a -1 does not count"
+        )
         padding = int(targets[0, 0])
         got = c.call(logits, targets, padding)
         label = "with ignore_index a token's id, that token does not count"
@@ -253,11 +310,6 @@ def check_lm_loss(c):
         got = c.call(logits[:, :-1], targets[:, 1:])
         label = "logits and targets that are slices, logits[:, :-1] and targets[:, 1:], are right"
         c.close(got, _expected_loss(logits[:, :-1], targets[:, 1:]), label=label)
-    with c.part():
-        got = c.call(logits, masked.masked_fill(masked == -100, -1), -1)
-        c.close(
-            got, _expected_loss(logits, masked), label="with ignore_index=-1 a -1 does not count"
-        )
 
 
 def _expected_loss(logits, targets):

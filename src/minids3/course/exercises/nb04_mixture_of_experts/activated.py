@@ -187,8 +187,8 @@ def _floats(hidden, layers, dense_layers, dense_width, routed, shared, top_k, ex
         Mutant(
             "shared_idle",
             _shared_idle,
-            "The shared experts are missing in the activated count: every token passes through "
-            "them.",
+            "The shared experts are missing in the activated count: they come on top of top_k, and "
+            "every token passes through them.",
         ),
         Mutant(
             "no_gate",

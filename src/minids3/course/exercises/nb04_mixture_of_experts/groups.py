@@ -254,7 +254,7 @@ def check_limit_groups(c):
         label = "and the groups with the largest sums of two stay"
         c.equal(negative[0].isfinite(), allowed[0].isfinite(), label=label)  # row 0: no near ties
     with c.part():
-        twins = torch.tensor([[0.7, 0.7, 0.1, 0.9, 0.3, 0.2]])
+        twins = torch.tensor([[0.74, 0.74, 0.1, 0.881, 0.596, 0.05]])  # BF16 ranks them wrongly
         best = c.call(twins, 2, 1)
         label = "if the two best of a group are equal, both count"
         c.equal(best.isfinite(), _expected(twins, 2, 1).isfinite(), label=label)

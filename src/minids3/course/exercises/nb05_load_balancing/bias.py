@@ -105,6 +105,10 @@ def _half_counts(bias, load, speed):
     return bias + speed * torch.sign(load.mean() - load).float()
 
 
+def _clamped(bias, load, speed):
+    return update_bias(bias, load, speed).clamp(-1, 1)
+
+
 def _viewed_float64(bias, load, speed):
     return bias.double() + speed * torch.sign(load.double().mean() - load.double())
 
@@ -217,6 +221,12 @@ def _where(bias, load, speed):
             "float32 or wider.",
         ),
         Mutant(
+            "clamped",
+            _clamped,
+            "You kept the bias within bounds. The rule has none: it moves by the speed wherever "
+            "it is.",
+        ),
+        Mutant(
             "stays_float64",
             _viewed_float64,
             "You computed in float64 and stayed there. The new bias has the dtype of the old one.",
@@ -272,6 +282,11 @@ def check_bias(c):
         near, old = torch.tensor([1000, 1001, 1001]), bias[:3]
         label = "loads that differ by a thousandth"
         c.close(c.call(old, near, speed), _step(old, near, speed), label=label, rtol=0, atol=1e-6)
+    with c.part():
+        wide = bias.clone()
+        wide[load.argmax()], wide[load.argmin()] = 3.0, -3.0
+        label = "a bias of 3 and one of -3 move like the others"
+        c.close(c.call(wide, load, speed), _step(wide, load, speed), label=label, rtol=0, atol=1e-6)
     with c.part():
         many = load * 4096  # too many for FP16, and every sum exact in FP32
         label = "loads of tens of thousands"

@@ -194,8 +194,8 @@ def _seq_scatter(scores, top_k):
         Mutant(
             "mean_over_experts",
             _seq_mean_experts,
-            "Over the experts f times P is summed, not averaged: yours is too small by the factor "
-            "E.",
+            "Yours is too small by the factor E: either f lacks its E, or you averaged f times P "
+            "over the experts instead of summing.",
         ),
         Mutant(
             "soft_counts",

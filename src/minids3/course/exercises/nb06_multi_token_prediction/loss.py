@@ -145,6 +145,27 @@ def _overflows(targets, lam, logits, *extra):
     return (losses[0] + lam * losses[1:].mean() if extra else losses[0]), losses
 
 
+def _from_probabilities(probs, targets, lam, extra):
+    counted = targets != -100
+    losses = []
+    for k, p in enumerate(probs):
+        labels = targets[:, k:].clamp(min=0)
+        nats = -torch.log(p.gather(-1, labels[..., None])[..., 0])
+        losses.append((nats * counted[:, k:]).sum() / counted.sum())
+    losses = torch.stack(losses)
+    return (losses[0] + lam * losses[1:].mean() if extra else losses[0]), losses
+
+
+def _log_of_softmax(targets, lam, logits, *extra):
+    probs = [torch.softmax(scores, -1) for scores in (logits, *extra)]
+    return _from_probabilities(probs, targets, lam, extra)
+
+
+def _exp_over_sum(targets, lam, logits, *extra):
+    probs = [s.exp() / s.exp().sum(-1, keepdim=True) for s in (logits, *extra)]
+    return _from_probabilities(probs, targets, lam, extra)
+
+
 def _viewed(targets, lam, logits, *extra):
     flat = [t.view(-1, t.shape[-1]).view(t.shape) for t in (logits, *extra)]
     return mtp_loss(targets, lam, *flat)
@@ -252,6 +273,18 @@ def _in_float64(targets, lam, logits, *extra):
             "exp of the logits overflows from 89 on. Use F.cross_entropy or torch.logsumexp.",
         ),
         Mutant(
+            "exp_over_sum",
+            _exp_over_sum,
+            "From logits of 89 on, exp over the sum of exps is inf / inf, which is nan. Use "
+            "F.cross_entropy or torch.logsumexp.",
+        ),
+        Mutant(
+            "log_of_softmax",
+            _log_of_softmax,
+            "The softmax of an unlikely token rounds to 0, and the log of 0 is infinite. Stay in "
+            "logs: F.cross_entropy, or torch.logsumexp minus the label's logit.",
+        ),
+        Mutant(
             "layout",
             _viewed,
             "Your code needs contiguous logits, and slices of them are not: use flatten or "
@@ -315,6 +348,11 @@ def check_mtp_loss(c):
         want, parts = _expected(targets, 0.0, logits, *extra)
         c.close(losses, parts, label="with lam = 0 all parts still come back")
         c.close(total, want, label="and the objective is the main loss")
+    with c.part():
+        high = [t + 200 for t in (logits, *extra)]  # exp overflows, and no probability is small
+        total, losses = c.call(targets, lam, *high, returns=2)
+        label = "200 added to all logits changes no loss"
+        c.close(losses, _expected(targets, lam, *high)[1], label=label)
     with c.part():
         loud = [150 * t for t in (logits, *extra)]
         total, losses = c.call(targets, lam, *[c.strided(t) for t in loud], returns=2)

@@ -59,6 +59,10 @@ def _last_positions(x, tokens, table, norm, enorm, hnorm, eh_proj):
     return mtp_input(x[:, -tokens.shape[1] :], tokens, table, norm, enorm, hnorm, eh_proj)
 
 
+def _hidden_late(x, tokens, table, norm, enorm, hnorm, eh_proj):
+    return mtp_input(x.roll(-1, 1), tokens, table, norm, enorm, hnorm, eh_proj)
+
+
 def _summed(x, tokens, table, norm, enorm, hnorm, eh_proj):
     e, h = _parts(x, tokens, table, norm, enorm, hnorm)
     return F.linear(e + h, eh_proj[:, : x.shape[-1]])
@@ -167,6 +171,12 @@ def _preallocated(x, tokens, table, norm, enorm, hnorm, eh_proj):
             "positions without a partner are those at the end.",
         ),
         Mutant(
+            "hidden_late",
+            _hidden_late,
+            "Position i got the hidden vector of position i + 1. The tokens that are handed in are "
+            "shifted already: the hidden vectors are the first N of x as they are.",
+        ),
+        Mutant(
             "summed",
             _summed,
             "You added the two vectors. Side by side they keep apart, and eh_proj has a column for "
@@ -206,7 +216,7 @@ def check_mtp_input(c):
     """Values against two products in float64, each half alone, sizes, gradients."""
     rows, steps, width, vocab = c.size(2, 3), c.size(4, 6), c.size(6, 10), c.size(9, 13)
     x = 3 * c.randn(rows, steps, width)
-    tokens = c.randint(0, vocab, rows, steps - 1)
+    tokens = c.randint(0, vocab, rows, steps - 2)  # two fewer: the last N of x are no shift by one
     table = 0.1 * c.randn(vocab, width)
     norm, enorm, hnorm = (0.5 + c.rand(width) for _ in range(3))
     proj = c.randn(width, 2 * width)
@@ -215,7 +225,7 @@ def check_mtp_input(c):
 
     label = f"runs on x {list(x.shape)} and tokens {list(tokens.shape)}"
     out = c.call(x, tokens, table, norm, enorm, hnorm, proj, label=label)
-    c.shape(out, (rows, steps - 1, width), label="one vector of width D per token")
+    c.shape(out, (rows, steps - 2, width), label="one vector of width D per token")
     with c.part():
         half = c.call(x, tokens, table, norm, enorm, hnorm, left)
         want = _expected(x, tokens, table, norm, enorm, hnorm, left)

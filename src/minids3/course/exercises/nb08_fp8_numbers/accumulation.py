@@ -170,6 +170,27 @@ def _sum_one_at_a_time(products, promote_every=None):
     return total + register.float()
 
 
+def _sum_sixteen(products, promote_every=None):
+    total = torch.zeros(len(products))
+    register = torch.zeros(len(products), dtype=torch.float64)
+    for start in range(0, products.shape[1], 16):
+        terms = torch.cat((products[:, start : start + 16], register[:, None]), 1)
+        register = cut(terms, terms.abs().amax(1, keepdim=True)).sum(1)
+        register = cut(register, register)
+        if promote_every and (start + 16) % promote_every == 0:
+            total += register.float()
+            register = torch.zeros_like(register)
+    return total + register.float()
+
+
+def _sum_whole_interval(products, promote_every=None):
+    total = torch.zeros(len(products))
+    for chunk in products.split(promote_every or products.shape[1], 1):
+        register = cut(chunk, chunk.abs().amax(1, keepdim=True)).sum(1)
+        total += cut(register, register).float()
+    return total
+
+
 def _sum_viewed(products, promote_every=None):
     return limited_sum(products.view(-1).view(products.shape), promote_every)
 
@@ -284,6 +305,18 @@ def _sum_viewed(products, promote_every=None):
             "together, by their largest.",
         ),
         Mutant(
+            "sixteen",
+            _sum_sixteen,
+            "You added 16 products at a time. One instruction takes 32, and the register is cut "
+            "only between two of them.",
+        ),
+        Mutant(
+            "whole_interval",
+            _sum_whole_interval,
+            "You added all products up to a promotion at once. One instruction takes 32 of them, "
+            "and what it leaves in the register is cut again with the next 32.",
+        ),
+        Mutant(
             "layout",
             _sum_viewed,
             "Your code needs products to be contiguous: use reshape, or slice.",
@@ -338,6 +371,17 @@ def check_sum(c):
         lost[0, 0], lost[0, 32::32] = 2.0**25, 1.0
         label = "in a float32 total, 2^25 + 1 is 2^25, 64 times over"
         c.equal(c.call(lost, 32), torch.tensor([2.0**25]), label=label)
+    with c.part():
+        loud = torch.full((1, 8 * 32), 0.75, dtype=torch.float64)
+        loud[0, 64] = 2.0**14
+        label = "64 products of 0.75 count; those beside 2^14, and after it, are lost"
+        c.equal(c.call(loud), torch.tensor([2.0**14 + 48]), label=label)
+    with c.part():
+        # No smaller group of these is cut otherwise: only what is stored in full gives another sum.
+        ones = torch.ones(1, 32, dtype=torch.float64)
+        ones[0, 0] += 2.0**-13
+        label = "31 ones and 1 + 2^-13 are 32 in a register of 14 bits"
+        c.equal(c.call(ones), torch.tensor([32.0]), label=label)
     with c.part():
         nearly = torch.zeros(1, 32, dtype=torch.float64)
         nearly[0, 0] = 2 - 2.0**-40

@@ -12,7 +12,7 @@ from minids3.course.registry import Alternative, Mutant, exercise
 def power_of_two_scale(scale):
     """The smallest power of two that is not below each scale.
 
-    scale: float32 of any shape, greater than 0
+    scale: float32 of any shape, greater than 0 and not subnormal
     returns float32 of the same shape; a power of two stays what it is
     """
     mantissa, power = torch.frexp(scale)  # scale = [0.5, 1) * 2^power
@@ -132,8 +132,9 @@ def _power_loop(scale):
         Mutant(
             "short_logarithm",
             _power_log_rounded,
-            "A scale just above a power of two was rounded down to it: its logarithm in few bits "
-            "is a whole number. Take the exponent from the bits (torch.frexp) instead.",
+            "A scale just above a power of two was rounded down to it: a logarithm in few bits, or "
+            "one that was lessened, does not tell them apart. Take the exponent from the bits "
+            "(torch.frexp) instead.",
         ),
         Mutant(
             "exponent",

@@ -87,6 +87,11 @@ def _tiles_padded(x, tile=128):
     return _finish(F.pad(x, (0, -x.shape[1] % tile)), scale, tile)
 
 
+def _tiles_padded_with_ones(x, tile=128):
+    wide = F.pad(x, (0, -x.shape[1] % tile), value=1.0)
+    return _finish(x, _scale(_tiled(wide, tile).abs().amax(-1)), tile)
+
+
 def _tiles_edge_dropped(x, tile=128):
     whole = x.shape[1] // tile * tile
     q, scale = quantize_tiles(x, tile)
@@ -234,6 +239,12 @@ def _preallocated(x, tile=128):
             "The padding is still there: cut q back to K columns.",
         ),
         Mutant(
+            "padded_with_ones",
+            _tiles_padded_with_ones,
+            "You filled the last, short tile up with ones, and where all of its numbers are "
+            "smaller, a one became the largest. Fill up with zeros.",
+        ),
+        Mutant(
             "edge_dropped",
             _tiles_edge_dropped,
             "The last, short tile was not scaled. It has its own largest number like the others.",
@@ -284,6 +295,7 @@ def check_tiles(c):
     x = c.randn(rows, columns) * torch.exp2(c.randint(-4, 5, rows, 1).float())
     x[:, 128:256] *= 30  # tiles of a row differ
     x[0, 200], x[1, 5], x[2, columns - 1] = -500.0, -77.0, -99.0  # magnitudes count
+    x[0, 256:].clamp_(-0.5, 0.5)  # what a short tile is filled up with must not count
     out = c.call(x, label=f"runs on {[rows, columns]}", returns=2)
     q, scale = out
     c.shape(q, (rows, columns), "q")
